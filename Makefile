@@ -1,0 +1,23 @@
+# A virtual environment of its own, so that an externally managed Python is left alone.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: quickstart test benchmark clean
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/lcm reproduce quickstart
+
+test: $(VENV)/.tested
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

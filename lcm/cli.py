@@ -1,0 +1,173 @@
+"""The command line: `lcm train | evaluate | report | reproduce`.
+
+Heavy imports wait until a command needs them, so that `lcm --help` answers at once.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lcm.errors import UserError
+
+DESCRIPTION = "Length in language models: train short, read long, see it."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 if it did its work, 2 if the user has something to change."""
+    _quiet_libraries()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    try:
+        rest, overrides = _split_overrides(argv)
+        args = parser.parse_args(rest)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        if overrides and args.command in ("report", "reproduce"):
+            parser.error(f"lcm {args.command} takes no --config.KEY=VALUE")
+        args.run(args, overrides)
+    except UserError as error:
+        print(f"lcm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import config
+
+    if args.help:
+        cfg = config.load(args.config) if args.config else config.base()
+        _print_keys(config.override(cfg, overrides))
+        return
+    if not args.config:
+        raise UserError("lcm train needs --config FILE.py[:ARG]: such as configs/byte_lm.py:tiny")
+    cfg = config.override(config.load(args.config), overrides)
+    from lcm import training
+
+    training.train(cfg, args.workdir or pathlib.Path("runs") / cfg.name)
+
+
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import report
+    from lcm.evaluation import evaluate_run
+
+    for folder in args.workdirs:
+        print(f"wrote {evaluate_run(folder, overrides)}")
+    print(report.summary(report.read_all(args.workdirs)))
+
+
+def _report(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import report
+
+    command = "lcm report " + " ".join(map(str, args.workdirs))
+    page = report.write(args.workdirs, args.out or args.workdirs[0], command=command)
+    print(report.summary(report.read_all(args.workdirs)))
+    print(f"wrote {page}")
+
+
+def _reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import reproduce
+
+    reproduce.run(args.name, args.workdir, args.scale)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as any other error of the user, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
+def _folder(text: str) -> pathlib.Path:
+    """A path, not an empty one: an unset shell variable would mean the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return pathlib.Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lcm", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a model; the same command resumes it", add_help=False
+    )
+    train.add_argument("--config", help="FILE.py or FILE.py:ARG, as in configs/byte_lm.py:tiny")
+    train.add_argument("--workdir", type=_folder, help="folder of the run (runs/NAME)")
+    train.add_argument("-h", "--help", action="store_true", help="list the keys of a config")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="loss by length of trained runs")
+    evaluate.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="compare runs in one HTML page")
+    report.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
+    report.add_argument("--out", type=_folder, help="page or folder (the first WORKDIR)")
+    report.set_defaults(run=_report)
+
+    again = commands.add_parser("reproduce", help="run an experiment of experiments/")
+    again.add_argument("name", help="its folder, such as quickstart")
+    again.add_argument("--workdir", type=_folder, help="where it works (runs/NAME)")
+    again.add_argument("--scale", default="cpu", help="cpu (default) or tiny, a smoke test")
+    again.set_defaults(run=_reproduce)
+    for command in (train, evaluate):
+        command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
+    return parser
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """`--config.a.b=v` and `--config.a.b v` apart from the rest, as `a.b=v` in their order."""
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        assignment = word.removeprefix("--config.")
+        value = None if "=" in assignment else next(words, None)
+        overrides.append(assignment if value is None else f"{assignment}={value}")
+    return rest, overrides
+
+
+def _print_keys(cfg: object) -> None:
+    """The keys with the values of this config, each with its meaning."""
+    from lcm import config, positions
+
+    print("usage: lcm train --config FILE.py[:ARG] [--workdir DIR] [--config.KEY=VALUE ...]\n")
+    for key, meaning, value in config.describe(cfg):
+        print(f"  --config.{key}={value}\n      {meaning}")
+    print(f"\nPosition encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return f"lcm {metadata.version('lcm')}"
+    except metadata.PackageNotFoundError:
+        return "lcm (not installed)"
+
+
+def _quiet_libraries() -> None:
+    """Our own notes on standard error; what libraries print of an error, the error itself says."""
+    logging.basicConfig(level=logging.CRITICAL + 1, format="lcm: %(message)s")
+    logging.getLogger("lcm").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    usual = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        # After one failed read or write of a checkpoint, the others under way report to nobody.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook

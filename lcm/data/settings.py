@@ -1,0 +1,47 @@
+"""The keys of a config's `data` section: their defaults, their meaning, and what they may hold."""
+
+from typing import Any
+
+from lcm.errors import ConfigError
+
+
+def defaults() -> dict[str, tuple[Any, str]]:
+    """Each key of `data` with its default value and one line of help."""
+    return {
+        "source": (
+            "stdlib",
+            "where documents come from: stdlib (this Python's library and its help topics), text, "
+            "jsonl, parquet or array_record",
+        ),
+        "paths": ("", "a file, a glob (** goes through folders), or several separated by commas"),
+        "field": ("text", "the key (jsonl) or column (parquet) that holds the text"),
+        "tokenizer": (
+            "bytes",
+            "bytes, a Hugging Face tokenizer.json or a folder with one, or a SentencePiece .model",
+        ),
+        "packing": (
+            "concat",
+            "how documents fill rows: concat (no padding), first_fit or best_fit (documents "
+            "shorter than a row stay whole)",
+        ),
+        "packing_bins": (
+            0,
+            "rows that are packed and shuffled together; 0: as many as hold 262144 tokens, "
+            "at least a batch",
+        ),
+        "heldout": (0.05, "share of the documents held out, chosen by a hash of their names"),
+        "countdown": (False, "give each token the number of tokens its document still has to come"),
+        "workers": (0, "processes that read and tokenize; 0: threads of this process"),
+    }
+
+
+def validate(data: Any) -> None:
+    """Raises ConfigError for a value of `data` that no corpus could make work."""
+    if not 0 <= data.heldout <= 1:
+        raise ConfigError(f"data.heldout={data.heldout} is not a share: give a number from 0 to 1")
+    if data.workers < 0:
+        raise ConfigError(f"data.workers={data.workers} is negative: 0 reads in this process")
+    if data.packing_bins < 0:
+        raise ConfigError(
+            f"data.packing_bins={data.packing_bins} is negative: 0 chooses a number of rows"
+        )

@@ -1,0 +1,25 @@
+"""Errors whose message is complete: what was found, what was expected, and the way out.
+
+The command line prints them in one line and exits with status 2; anything else is a bug and keeps
+its trace.
+"""
+
+
+class UserError(Exception):
+    """Something the user gave cannot work; the message says what to change."""
+
+
+class ConfigError(UserError):
+    """A key, a value, or a combination of values of a config is wrong."""
+
+
+class DataError(UserError):
+    """A source, a tokenizer, or a document cannot be read."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a workdir cannot be read or written."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, such as after a loss that is not a number."""

@@ -1,0 +1,136 @@
+"""From a trained run to the scores that an evaluation needs."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from lcm import config, models, training
+from lcm.data import pipeline, tokenizers
+from lcm.data.tokenizers import Tokenizer
+from lcm.evaluation.documents import Document, from_text_tokens
+from lcm.evaluation.perplexity import evaluate
+from lcm.evaluation.results import save
+from lcm.models import ModelSpec, decoder
+from lcm.ops.losses import cross_entropy
+from lcm.progress import progress
+from lcm.training import workdir
+from lcm.types import Array, Batch
+
+
+class Model(NamedTuple):
+    """A config with parameters that fit it, the tokenizer, and the step it was trained to."""
+
+    cfg: ConfigDict
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+
+
+def load(folder: str | pathlib.Path) -> Model:
+    """The model of a workdir, from its newest whole checkpoint; nothing there is changed.
+
+    Change `model.cfg`, such as its position encoding, to evaluate the same parameters otherwise.
+
+    Raises:
+        CheckpointError: if the workdir holds no run or no whole checkpoint.
+        DataError: if the tokenizer is missing.
+    """
+    folder = pathlib.Path(folder)
+    cfg = workdir.read_config(folder)
+    params, step = training.restore_params(folder, training.abstract_state(cfg))
+    return Model(cfg, params, tokenizers.load(cfg.data.tokenizer), step)
+
+
+def scorer(cfg: Any, params: Any) -> Callable[[Batch], Array]:
+    """Next-token losses of a model: `score(batch)` gives float32 nats `[B, L]`.
+
+    One compilation per shape, shared between models of one config.
+    """
+    spec = models.spec(cfg)
+
+    def score(batch: Batch) -> Array:
+        models.check_limit(spec, batch.tokens_BL.shape[1])
+        return _losses(spec, params, batch)
+
+    return score
+
+
+@jax.jit(static_argnums=0)
+def _losses(spec: ModelSpec, params: Any, batch: Batch) -> Array:
+    logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)
+    return cross_entropy(logits, batch.targets_BL)[0]
+
+
+def heldout(cfg: Any, tokenizer: Tokenizer) -> list[Document]:
+    """The held-out documents of a config as tokens.
+
+    Raises:
+        DataError: if there are none.
+    """
+    return [
+        from_text_tokens(
+            document.name,
+            tokenizer.encode(document.text),
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            text_bytes=len(document.text.encode("utf-8")),
+        )
+        for document in pipeline.documents(cfg.data, "heldout")
+    ]
+
+
+def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
+    """Runs `evaluate` by the `eval` section of the model's config, on its held-out documents.
+
+    Raises:
+        UserError: if a length does not fit the model, or the documents do not reach it.
+    """
+    cfg = model.cfg
+    config.check_keys(cfg)
+    models.check_params(cfg, model.params)
+    spec, length = models.spec(cfg), cfg.data.length
+    models.check_limit(spec, max(round(m * length) for m in cfg.eval.multiples))
+    documents = heldout(cfg, model.tokenizer)
+    about = {
+        "run": cfg.name,
+        "step": model.step,
+        "parameters": models.parameter_count(cfg),
+        "tokenizer": cfg.data.tokenizer,
+        "positions": cfg.model.positions.name,
+    }
+    with progress(title) as report:
+        return evaluate(
+            scorer(cfg, model.params),
+            documents,
+            train_length=length,
+            multiples=cfg.eval.multiples,
+            stride=cfg.eval.stride or None,
+            batch_tokens=cfg.eval.batch_tokens,
+            max_tokens=cfg.eval.tokens or None,
+            seed=cfg.seed,
+            progress=report,
+            about=about,
+        )
+
+
+def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> pathlib.Path:
+    """Evaluates a workdir's newest checkpoint and writes `eval/step-N.json` there.
+
+    With overrides of the config the file's name carries them, so that variants lie side by side.
+
+    Raises:
+        UserError: if the run cannot be read, or cannot be evaluated so.
+    """
+    model = load(folder)
+    if overrides:
+        model = model._replace(cfg=config.override(model.cfg, overrides))
+    variant = "".join(f"-{_safe(o)}" for o in overrides if not o.startswith("eval."))
+    result = evaluate_model(model, title=f"evaluate {pathlib.Path(folder).name}")
+    return save(result, pathlib.Path(folder) / "eval" / f"step-{model.step}{variant}.json")
+
+
+def _safe(assignment: str) -> str:
+    return "".join(c if c.isalnum() or c in ".=_" else "_" for c in assignment)

@@ -1,0 +1,84 @@
+"""Results of an evaluation on disk, and two of them compared document by document."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcm.evaluation import statistics
+from lcm.evaluation.documents import EvaluationError
+
+SCHEMA = 1
+KIND = "loss by length"
+
+
+def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write a result as JSON, whole or not at all; folders are made. Raises EvaluationError."""
+    path = Path(path)
+    text = json.dumps(result, indent=1, allow_nan=False)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise EvaluationError(
+            f"cannot write the evaluation to {path}: {error.strerror}; free space there or choose"
+            " another workdir"
+        ) from error
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a result written by `save`. Raises EvaluationError for anything else."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"cannot read the evaluation {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise EvaluationError(
+            f"{path} is not JSON ({error}): delete it and evaluate again"
+        ) from error
+    if not isinstance(result, dict) or result.get("kind") != KIND:
+        raise EvaluationError(f"{path} is not an evaluation of {KIND}")
+    if result.get("schema") != SCHEMA:
+        raise EvaluationError(
+            f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}: evaluate again"
+        )
+    return result
+
+
+def loss_differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, replicates: int = 10_000, seed: int = 0
+) -> dict[int, statistics.Interval]:
+    """Loss of run a minus that of run b at each length both have, paired over documents.
+
+    Raises EvaluationError unless both scored the same tokens of the same documents.
+    """
+    inventory = a["documents"]["long"]
+    if inventory != b["documents"]["long"]:
+        raise EvaluationError(
+            "the two evaluations did not score the same documents: evaluate both with the same"
+            " held-out documents, multiples, max_tokens and seed"
+        )
+    of_b = {point["length"]: point for point in b["lengths"]}
+    return {
+        point["length"]: statistics.paired_bootstrap(
+            np.array(point["document_sums"]),
+            np.array(of_b[point["length"]]["document_sums"]),
+            np.array(inventory["tokens"]),
+            replicates=replicates,
+            seed=seed,
+        )
+        for point in a["lengths"]
+        if point["length"] in of_b
+    }

@@ -1,0 +1,159 @@
+"""Models from a config: parameters, logits, state and cost.
+
+Each function takes the config first; `spec` turns it into the hashable description under which
+everything is compiled and cached.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm.errors import ConfigError
+from lcm.models import cost, decoder
+from lcm.models.decoder import State
+from lcm.models.spec import ModelSpec, spec
+from lcm.types import Array, Context, Logits, Tokens
+
+__all__ = [
+    "ModelSpec",
+    "State",
+    "apply",
+    "check_params",
+    "default_context",
+    "flops_per_token",
+    "init",
+    "init_state",
+    "parameter_count",
+    "spec",
+    "state_bytes_per_token",
+]
+
+_init = jax.jit(decoder.init, static_argnums=0)
+_apply = jax.jit(decoder.apply, static_argnums=0)
+
+
+def init(cfg: Any, key: jax.Array) -> decoder.Params:
+    """Fresh parameters of the model in `cfg`: nested dicts of float32 arrays.
+
+    Raises:
+        ConfigError: if the model cannot be built.
+    """
+    return _init(spec(cfg), key)
+
+
+def apply(
+    cfg: Any,
+    params: decoder.Params,
+    tokens_BL: Tokens,
+    context: Context | None = None,
+    state: State | None = None,
+) -> tuple[Logits, State | None]:
+    """float32 logits `[B, L, V]` of the next token at each place, and the state after them.
+
+    Without a context each row is one document that starts at position 0, or goes on where `state`
+    ends. Without a state none is returned; begin one with `init_state`.
+
+    Raises:
+        ConfigError: if the model cannot be built, or its position table is too short.
+        ValueError: if tokens and context differ in shape, or the state has no room left.
+    """
+    description = spec(cfg)
+    if jnp.ndim(tokens_BL) != 2:
+        raise ValueError(f"tokens have shape {jnp.shape(tokens_BL)}: give [B, L]")
+    used = 0 if state is None else state.used
+    if context is None:
+        context = default_context(tokens_BL.shape, used)
+    if context.positions_BL.shape != tokens_BL.shape:
+        raise ValueError(f"context {context.positions_BL.shape} for tokens {tokens_BL.shape}")
+    _check_length(description, tokens_BL, state)
+    return _apply(description, params, tokens_BL, context, state)
+
+
+def default_context(shape: tuple[int, int], start: int | Array = 0) -> Context:
+    """Rows of one document each, from position `start` on, their length not controlled."""
+    positions = jnp.broadcast_to(start + jnp.arange(shape[1], dtype=jnp.int32), shape)
+    return Context(positions, jnp.ones_like(positions), jnp.full_like(positions, -1))
+
+
+def init_state(cfg: Any, batch: int, length: int) -> State:
+    """The empty state for `batch` rows of up to `length` tokens each."""
+    description = spec(cfg)
+    check_limit(description, length)
+    return decoder.init_state(description, batch, length)
+
+
+def check_limit(description: ModelSpec, length: int) -> None:
+    """Refuses sequences that the position encoding has no place for.
+
+    Raises:
+        ConfigError: naming both lengths.
+    """
+    for layer in description.layers:
+        limits = (e.limit(layer.dims) for e in (description.positions, layer.positions))
+        for limit in limits:
+            if limit is not None and length > limit:
+                raise ConfigError(
+                    f"length {length} does not fit the learned table of {limit} positions: "
+                    f"train with --config.model.positions.length={length}, or choose an encoding "
+                    "without a table, such as rope or alibi"
+                )
+
+
+def check_params(cfg: Any, params: decoder.Params) -> None:
+    """Refuses parameters that are not those of the model in `cfg`; what it does not use may stay.
+
+    Raises:
+        ConfigError: naming the first parameter that is missing or of another shape.
+    """
+    found = dict(jax.tree_util.tree_leaves_with_path(params))
+    for path, wanted in jax.tree_util.tree_leaves_with_path(_shapes(spec(cfg))):
+        there = found[path].shape if path in found else "absent"
+        if there != wanted.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ConfigError(
+                f"the parameters are of another model: {name} is {there}, this config has it "
+                f"{wanted.shape}: change only what needs no other weights, such as positions or "
+                "window, or train a model of this shape"
+            )
+
+
+@functools.cache
+def _shapes(description: ModelSpec) -> decoder.Params:
+    """The parameters as shapes."""
+    return jax.eval_shape(lambda key: decoder.init(description, key), jax.random.key(0))
+
+
+def _check_length(description: ModelSpec, tokens_BL: Tokens, state: State | None) -> None:
+    length = tokens_BL.shape[1]
+    if state is None:
+        return check_limit(description, length)
+    caches = [layer for layer in state.layers if hasattr(layer, "k_BSGK")]
+    if caches and not isinstance(state.used, jax.core.Tracer):
+        slots, used = caches[0].k_BSGK.shape[2], int(state.used)
+        if used + length > slots:
+            raise ValueError(
+                f"{length} tokens do not fit the state: {used} of its {slots} places are used; "
+                "make it longer with init_state"
+            )
+
+
+@functools.cache
+def _parameters(description: ModelSpec) -> int:
+    return cost.parameters(description)
+
+
+def parameter_count(cfg: Any) -> int:
+    """Number of parameters, without making them."""
+    return _parameters(spec(cfg))
+
+
+def flops_per_token(cfg: Any, length: int) -> float:
+    """Matmul FLOPs of training on one token of a sequence of `length`; see lcm.models.cost."""
+    return cost.flops_per_token(spec(cfg), length)
+
+
+def state_bytes_per_token(cfg: Any) -> int:
+    """Bytes by which the decoding state of a sequence grows with each token it holds."""
+    return cost.state_bytes_per_token(spec(cfg))

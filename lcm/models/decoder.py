@@ -1,0 +1,164 @@
+"""The decoder-only language model: `init` and `apply`, layers stacked and scanned."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lcm import nn
+from lcm.models.spec import ModelSpec
+from lcm.nn.functional import Functional, functional
+from lcm.types import Array, Context, Hidden, Logits, Tokens
+
+Params = dict[str, Any]
+# Rounds written out where unroll is 0, on a CPU: compilation grows with them.
+MOST_UNROLLED = 16
+
+
+class State(NamedTuple):
+    """What a sequence leaves behind: `used` tokens so far, int32 `[]`, and one entry per kind of
+    layer, stacked over the layers of that kind."""
+
+    used: Array
+    layers: tuple[Any, ...]
+
+
+@functools.cache
+def _block(layer: nn.LayerSpec) -> Functional:
+    return functional(lambda rngs: nn.Block(layer, rngs))
+
+
+@functools.cache
+def _ends(spec: ModelSpec) -> tuple[Functional, Functional, Functional | None]:
+    """Embedding, final norm and, where it is not the embedding table, head."""
+    embedding = functional(lambda rngs: nn.Embedding(spec.vocab, spec.width, rngs))
+    norm = functional(lambda rngs: nn.RMSNorm(spec.width, spec.norm_eps))
+    head = functional(lambda rngs: nn.Head(spec.width, spec.vocab, rngs))
+    return embedding, norm, None if spec.tied else head
+
+
+def init(spec: ModelSpec, key: jax.Array) -> Params:
+    """Fresh float32 parameters; those of layers of one kind are stacked along a leading axis."""
+    keys = iter(jax.random.split(key, 4 + len(spec.layers)))
+    embedding, norm, head = _ends(spec)
+    params = {"embedding": embedding.init(next(keys)), "final_norm": norm.init(next(keys))}
+    if head is not None:
+        params["head"] = head.init(next(keys))
+    positions = _init_positions(spec, next(keys))
+    if positions:
+        params["positions"] = positions
+    params["layers"] = {
+        str(i): jax.vmap(_block(layer).init)(jax.random.split(next(keys), spec.count(i)))
+        for i, layer in enumerate(spec.layers)
+    }
+    return params
+
+
+def apply(
+    spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, state: State | None
+) -> tuple[Logits, State | None]:
+    """float32 logits `[B, L, V]` and, if a state was given, the state after these tokens."""
+    x_BLD, state = hidden(spec, params, tokens_BL, context, state)
+    return logits(spec, params, x_BLD), state
+
+
+def hidden(
+    spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, state: State | None
+) -> tuple[Hidden, State | None]:
+    """The normalised output of the last layer, in the dtype the model computes in."""
+    embedding, norm, _ = _ends(spec)
+    shared = params.get("positions", {})
+    x_BLD = embedding.apply(params["embedding"], tokens_BL, spec.dtype)
+    x_BLD = spec.positions.embed(shared.get("model", {}), x_BLD, context)
+    states = tuple(None for _ in spec.layers) if state is None else state.layers
+    x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
+    x_BLD = norm.apply(params["final_norm"], x_BLD)
+    if state is None:
+        return x_BLD, None
+    return x_BLD, State(state.used + tokens_BL.shape[1], states)
+
+
+def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
+    """float32 logits of the normalised output of the last layer, soft-capped if the model is."""
+    _, _, head = _ends(spec)
+    if head is None:
+        scores = nn.logits(x_BLD, params["embedding"]["table"].T)
+    else:
+        scores = head.apply(params["head"], x_BLD)
+    return spec.logit_cap * jnp.tanh(scores / spec.logit_cap) if spec.logit_cap else scores
+
+
+def init_state(spec: ModelSpec, batch: int, length: int) -> State:
+    """The empty state for `batch` rows of up to `length` tokens."""
+
+    def stacked(kind: int, layer: nn.LayerSpec) -> Any:
+        one = nn.init_state(layer, batch, length, spec.dtype)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (spec.count(kind), *x.shape)), one)
+
+    layers = tuple(stacked(i, layer) for i, layer in enumerate(spec.layers))
+    return State(jnp.zeros((), jnp.int32), layers)
+
+
+def _layers(
+    spec: ModelSpec, params: Params, x_BLD: Hidden, context: Context, states: tuple, shared: Params
+) -> tuple[Hidden, tuple]:
+    """All layers: a scan over the full rounds of the pattern, then the rest one by one."""
+    kinds = range(len(spec.layers))
+
+    def round_(x_BLD: Hidden, inputs: tuple, kinds: range = kinds) -> tuple[Hidden, tuple]:
+        layers, states = inputs
+        after = []
+        for i in kinds:
+            block = _remat(spec, _block(spec.layers[i]).apply)
+            own = shared.get(_own_encoding(spec, i), {})
+            x_BLD, state = block(layers[i], x_BLD, context, states[i], own)
+            after.append(state)
+        return x_BLD, tuple(after)
+
+    stacked = tuple(params[str(i)] for i in kinds), states
+    full = jax.tree.map(lambda leaf: leaf[: spec.rounds], stacked)
+    x_BLD, after = jax.lax.scan(round_, x_BLD, full, unroll=_unroll(spec))
+    if spec.rest:
+        last = jax.tree.map(lambda leaf: leaf[-1], stacked)
+        x_BLD, extra = round_(x_BLD, last, range(spec.rest))
+        extra += tuple(None for _ in range(spec.rest, len(kinds)))
+        after = tuple(_extended(full, one) for full, one in zip(after, extra, strict=True))
+    return x_BLD, after
+
+
+def _unroll(spec: ModelSpec) -> int:
+    """Rounds per step of the scan; a loop costs a CPU a copy of all that is kept for gradients."""
+    if spec.unroll:
+        return min(spec.unroll, spec.rounds)
+    return min(spec.rounds, MOST_UNROLLED) if jax.default_backend() == "cpu" else 1
+
+
+def _extended(stacked: Any, one: Any) -> Any:
+    """A stack of states with one more at its end."""
+    if one is None:
+        return stacked
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), stacked, one)
+
+
+def _remat(spec: ModelSpec, block: Any) -> Any:
+    """What the backward pass keeps of a layer: all, the matmuls with weights, or its input."""
+    if spec.remat == "none":
+        return block
+    policies = jax.checkpoint_policies
+    keep = {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}
+    return jax.checkpoint(block, policy=keep[spec.remat])
+
+
+def _own_encoding(spec: ModelSpec, kind: int) -> str:
+    """Where the shared parameters of a kind's encoding lie: with the model's if it is the same."""
+    return "model" if spec.layers[kind].positions == spec.positions else str(kind)
+
+
+def _init_positions(spec: ModelSpec, key: jax.Array) -> Params:
+    """Parameters that layers share, for the model's encoding and each kind's that differs."""
+    made = {"model": spec.positions.init(key, spec.layers[0].dims)}
+    for i, layer in enumerate(spec.layers):
+        if _own_encoding(spec, i) != "model":
+            made[str(i)] = layer.positions.init(jax.random.fold_in(key, i), layer.dims)
+    return {name: params for name, params in made.items() if params}

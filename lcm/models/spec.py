@@ -1,0 +1,178 @@
+"""From `config.model` to a hashable description; combinations that cannot work are refused."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from lcm import positions
+from lcm.errors import ConfigError
+from lcm.nn import MIXERS, MLPS, LayerSpec
+from lcm.ops import attention
+from lcm.positions import PositionEncoding
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMAT = ("none", "dots", "full")
+BACKENDS = ("auto", *attention.BACKENDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A decoder: the kinds of layers in one round of the pattern, and what surrounds them."""
+
+    layers: tuple[LayerSpec, ...]
+    depth: int
+    vocab: int
+    width: int
+    positions: PositionEncoding
+    tied: bool
+    logit_cap: float
+    norm_eps: float
+    dtype: Any
+    remat: str
+    unroll: int
+
+    @property
+    def rounds(self) -> int:
+        """Full repetitions of the pattern; `depth - rounds * len(layers)` layers follow them."""
+        return self.depth // len(self.layers)
+
+    @property
+    def rest(self) -> int:
+        """Layers after the last full repetition."""
+        return self.depth % len(self.layers)
+
+    def count(self, kind: int) -> int:
+        """How many layers stand at place `kind` of the pattern."""
+        return self.rounds + (kind < self.rest)
+
+
+def spec(cfg: Any) -> ModelSpec:
+    """The description of the model in a config.
+
+    Raises:
+        ConfigError: naming the key, its value and the remedy.
+    """
+    model = cfg.model
+    _positive(model, "width", "depth", "heads", "vocab")
+    if model.unroll < 0:
+        raise ConfigError(f"model.unroll={model.unroll} is negative: 0 chooses by the device")
+    _one_of("model.dtype", model.dtype, DTYPES)
+    _one_of("model.remat", model.remat, REMAT)
+    _one_of("model.mixer", model.mixer, MIXERS)
+    if not model.pattern:
+        raise ConfigError("model.pattern is empty: name at least one kind of layer")
+    if len(model.pattern) > model.depth:
+        raise ConfigError(
+            f"model.pattern has {len(model.pattern)} kinds for model.depth={model.depth} layers: "
+            "shorten the pattern or deepen the model"
+        )
+    encoding = positions.make(model.positions)
+    layers = tuple(_layer(model, kind, cfg.data.length) for kind in model.pattern)
+    encoding.check(layers[0].dims)
+    return ModelSpec(
+        layers=layers,
+        depth=model.depth,
+        vocab=model.vocab,
+        width=model.width,
+        positions=encoding,
+        tied=model.tied,
+        logit_cap=model.logit_cap,
+        norm_eps=model.norm_eps,
+        dtype=DTYPES[model.dtype],
+        remat=model.remat,
+        unroll=model.unroll,
+    )
+
+
+def _layer(model: Any, kind: str, length: int) -> LayerSpec:
+    """One kind of layer: the keys of `model`, with those of `model.kinds.<kind>` in their place."""
+    overrides = dict(model.kinds.get(kind, {}))
+    if kind not in model.kinds and kind not in MIXERS:
+        known = ", ".join([*MIXERS, *model.kinds])
+        raise ConfigError(
+            f"model.pattern names {kind!r}, which is neither a mixer nor a key of model.kinds: "
+            f"choose from {known}, or define config.model.kinds.{kind}"
+        )
+    get = {**dict(model), **({"mixer": kind} if kind in MIXERS else {}), **overrides}.__getitem__
+    where = f"model.kinds.{kind}" if overrides else "model"
+    for key in overrides:
+        if key not in LAYER_KEYS:
+            raise ConfigError(
+                f"{where}.{key} is not a key of a layer: use {', '.join(sorted(LAYER_KEYS))}"
+            )
+    width, heads = get("width"), get("heads")
+    if not get("head_size") and width % heads:
+        raise ConfigError(
+            f"{where}.heads={heads} does not divide model.width={width}: "
+            f"take one of {_divisors(width)}, or set model.head_size"
+        )
+    kv_heads = get("kv_heads") or heads
+    if heads % kv_heads:
+        raise ConfigError(
+            f"{where}.kv_heads={kv_heads} does not divide {where}.heads={heads}: "
+            f"take one of {_divisors(heads)}, or 0 for as many as heads"
+        )
+    _one_of(f"{where}.mixer", get("mixer"), MIXERS)
+    _one_of(f"{where}.mlp", get("mlp"), MLPS)
+    _one_of(f"{where}.backend", get("backend"), BACKENDS)
+    for key in ("window", "score_cap", "hidden", "head_size", "kv_heads"):
+        if get(key) < 0:
+            raise ConfigError(f"{where}.{key}={get(key)} is negative: 0 turns it off or derives it")
+    encoding = positions.make(get("positions"))
+    layer = LayerSpec(
+        mixer=get("mixer"),
+        mlp=get("mlp"),
+        width=width,
+        hidden=get("hidden") or _hidden(width, get("mlp")),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=get("head_size") or width // heads,
+        window=get("window"),
+        score_cap=get("score_cap"),
+        norm_eps=get("norm_eps"),
+        positions=encoding,
+        depth=get("depth"),
+        length=length,
+        backend=get("backend"),
+    )
+    encoding.check(layer.dims)
+    return layer
+
+
+LAYER_KEYS = frozenset(
+    [
+        "mixer",
+        "mlp",
+        "hidden",
+        "heads",
+        "kv_heads",
+        "head_size",
+        "window",
+        "score_cap",
+        "positions",
+        "backend",
+    ]
+)
+
+
+def _hidden(width: int, mlp: str) -> int:
+    """4 D for two matrices, the same number of weights for three, rounded up to 64."""
+    return -(-8 * width // (MLPS[mlp].matrices * 64)) * 64
+
+
+def _positive(model: Any, *keys: str) -> None:
+    for key in keys:
+        if model[key] < 1:
+            raise ConfigError(f"model.{key}={model[key]} must be at least 1")
+
+
+def _one_of(key: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value!r} is unknown: choose from {', '.join(choices)}")
+
+
+def _divisors(n: int) -> str:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(map(str, sorted({*small, *(n // d for d in small)})))

@@ -1,0 +1,25 @@
+"""Layers: NNX modules that describe parameters and call pure operations."""
+
+from lcm.nn.attention import Attention, KVCache
+from lcm.nn.block import MIXERS, Block, flops, init_state
+from lcm.nn.dense import dense
+from lcm.nn.embedding import Embedding, Head, logits
+from lcm.nn.mlp import MLPS
+from lcm.nn.norm import RMSNorm
+from lcm.nn.spec import LayerSpec
+
+__all__ = [
+    "MIXERS",
+    "MLPS",
+    "Attention",
+    "Block",
+    "Embedding",
+    "Head",
+    "KVCache",
+    "LayerSpec",
+    "RMSNorm",
+    "dense",
+    "flops",
+    "init_state",
+    "logits",
+]

@@ -1,0 +1,115 @@
+"""Attention as a mixer: projections, positions, one call of `attend`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.nn.dense import dense, matrix
+from lcm.nn.spec import LayerSpec
+from lcm.ops import attention
+from lcm.types import Array, Context, Hidden, Keys, Values
+
+
+class KVCache(NamedTuple):
+    """Keys as the encoding lets them be cached, values, and where they stand.
+
+    k, v: `[B, S, G, K]`; positions, segments: int32 `[B, S]`, segment 0 where nothing is written
+    yet; used: int32 `[]`, the slots written so far.
+    """
+
+    k_BSGK: Array
+    v_BSGK: Array
+    positions_BS: Array
+    segments_BS: Array
+    used: Array
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with shared key heads (GQA, arXiv:2305.13245), behind the mixer seam."""
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.spec = spec
+        query, key = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+        self.q = matrix(rngs, spec.width, query)
+        self.k = matrix(rngs, spec.width, key)
+        self.v = matrix(rngs, spec.width, key)
+        self.out = matrix(rngs, query, spec.width, depth=spec.depth)
+        params = spec.positions.init_layer(rngs.params(), spec.dims)
+        if params:
+            self.positions = nnx.data(jax.tree.map(nnx.Param, params))
+
+    def __call__(
+        self, x_BLD: Hidden, context: Context, state: KVCache | None, shared: dict[str, Any]
+    ) -> tuple[Hidden, KVCache | None]:
+        spec = self.spec
+        split = (*x_BLD.shape[:2], -1, spec.head_size)
+        q_BLHK = dense(x_BLD, self.q[...]).reshape(split)
+        k_BLGK = dense(x_BLD, self.k[...]).reshape(split)
+        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
+        own = jax.tree.map(
+            lambda p: p[...], dict(getattr(self, "positions", {})), is_leaf=_is_param
+        )
+        params = {**shared, **own}
+        k_BLGK = spec.positions.keys(params, k_BLGK, context)
+        if state is not None:
+            state = _append(state, k_BLGK, v_BLGK, context)
+            k_BSGK, v_BSGK, k_context = state.k_BSGK, state.v_BSGK, _context(state)
+        else:
+            k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
+        parts = spec.positions.parts(params, q_BLHK, k_BSGK, context, k_context)
+        parts = [_limited(part, spec) for part in parts]
+        o_BLHK = attention.attend(parts, v_BSGK, context, k_context, backend=spec.backend)
+        return dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...]), state
+
+    @staticmethod
+    def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
+        """An empty cache for `length` tokens a row."""
+        kv = jnp.zeros((batch, length, spec.kv_heads, spec.head_size), dtype)
+        where = jnp.zeros((batch, length), jnp.int32)
+        return KVCache(kv, kv, where, where, jnp.zeros((), jnp.int32))
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        """Matmul FLOPs of one token's forward pass, mean over a causal sequence of `length`."""
+        projections = 2 * spec.width * spec.head_size * 2 * (spec.heads + spec.kv_heads)
+        window = min(spec.window or length, length)
+        visible = (window * (window + 1) / 2 + (length - window) * window) / length
+        return projections + 4 * spec.heads * spec.head_size * visible
+
+    @staticmethod
+    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
+        """Bytes of cache that one token needs, positions and segments included."""
+        return 2 * spec.kv_heads * spec.head_size * itemsize + 8
+
+
+def _is_param(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Param)
+
+
+def _limited(part: attention.Part, spec: LayerSpec) -> attention.Part:
+    """The part with what the layer, not the encoding, says about attention: window and cap."""
+    mask = part.mask & attention.causal()
+    mask = mask & attention.window(spec.window) if spec.window else mask
+    cap = attention.SoftCap(spec.score_cap) if spec.score_cap else None
+    mod = attention.compose(cap, part.score_mod)
+    return attention.Part(part.q_BLHK, part.k_BSGK, mask, mod)
+
+
+def _append(cache: KVCache, k_BLGK: Keys, v_BLGK: Values, context: Context) -> KVCache:
+    def put(slots: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, 1)
+
+    return KVCache(
+        put(cache.k_BSGK, k_BLGK),
+        put(cache.v_BSGK, v_BLGK),
+        put(cache.positions_BS, context.positions_BL),
+        put(cache.segments_BS, context.segments_BL),
+        cache.used + k_BLGK.shape[1],
+    )
+
+
+def _context(cache: KVCache) -> Context:
+    where = cache.positions_BS
+    return Context(where, cache.segments_BS, jnp.full_like(where, -1))

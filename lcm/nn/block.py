@@ -1,0 +1,45 @@
+"""The mixer table and the residual block around a mixer."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.nn.attention import Attention
+from lcm.nn.mlp import MLPS
+from lcm.nn.norm import RMSNorm
+from lcm.nn.spec import LayerSpec
+from lcm.types import Context, Hidden
+
+# A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
+# is a pytree of its own or None and shared holds parameters of the position encoding, and with the
+# static methods `init_state`, `flops` and `state_bytes` of `Attention`.
+MIXERS: dict[str, type[nnx.Module]] = {"attention": Attention}
+
+
+class Block(nnx.Module):
+    """Pre-normalised residual layer: `x + mixer(norm(x))`, then `x + mlp(norm(x))`."""
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.mixer_norm = RMSNorm(spec.width, spec.norm_eps)
+        self.mixer = MIXERS[spec.mixer](spec, rngs)
+        self.mlp_norm = RMSNorm(spec.width, spec.norm_eps)
+        self.mlp = MLPS[spec.mlp](spec, rngs)
+
+    def __call__(
+        self, x_BLD: Hidden, context: Context, state: Any, shared: dict[str, Any]
+    ) -> tuple[Hidden, Any]:
+        y_BLD, state = self.mixer(self.mixer_norm(x_BLD), context, state, shared)
+        x_BLD = x_BLD + y_BLD
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), state
+
+
+def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> Any:
+    """The empty state of one layer for a batch of rows of up to `length` tokens."""
+    return MIXERS[spec.mixer].init_state(spec, batch, length, dtype)
+
+
+def flops(spec: LayerSpec, length: int) -> float:
+    """Matmul FLOPs of one token's forward pass through one layer, mean over `length` tokens."""
+    mlp = 2 * MLPS[spec.mlp].matrices * spec.width * spec.hidden
+    return MIXERS[spec.mixer].flops(spec, length) + mlp

@@ -1,0 +1,37 @@
+"""Token embedding and output head."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.nn.dense import matrix
+from lcm.types import Array, Hidden, Logits, Tokens
+
+
+class Embedding(nnx.Module):
+    """A table of token vectors whose rows have norm 1 in expectation: std 1/sqrt(width)."""
+
+    def __init__(self, vocab: int, width: int, rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(width**-0.5)
+        self.table = nnx.Param(init(rngs.params(), (vocab, width), jnp.float32))
+
+    def __call__(self, tokens_BL: Tokens, dtype: jnp.dtype) -> Hidden:
+        return self.table[...].astype(dtype)[tokens_BL]
+
+
+class Head(nnx.Module):
+    """An output matrix of its own, where the embedding table does not serve as one."""
+
+    def __init__(self, width: int, vocab: int, rngs: nnx.Rngs):
+        self.kernel = matrix(rngs, width, vocab)
+
+    def __call__(self, x_BLD: Hidden) -> Logits:
+        return logits(x_BLD, self.kernel[...])
+
+
+def logits(x_BLD: Hidden, kernel_DV: Array) -> Logits:
+    """Scores of the vocabulary, accumulated and returned in float32."""
+    rows = x_BLD.reshape(-1, x_BLD.shape[-1])
+    kernel = kernel_DV.astype(x_BLD.dtype)
+    scores = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+    return scores.reshape(*x_BLD.shape[:-1], -1)

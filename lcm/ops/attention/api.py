@@ -1,0 +1,101 @@
+"""`attend`: check shapes, fill in the default context, and hand over to a backend."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+from lcm.ops.attention import blockwise, reference
+from lcm.ops.attention.part import Part
+from lcm.types import Context, Queries, Values
+
+BACKENDS: dict[str, Callable[..., Queries]] = {
+    "reference": reference.attend,
+    "blockwise": blockwise.attend,
+}
+
+
+# Queries below which a dense matrix of scores is no larger than the keys: decoding.
+FEW = 16
+
+
+def attend(
+    parts: Sequence[Part],
+    v_BSGK: Values,
+    q_context: Context | None = None,
+    k_context: Context | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Queries:
+    """Attention over values that parts share, by one softmax over the union of their scores.
+
+    A key that two parts show to a query counts twice, as in a concatenation of the parts along the
+    key axis. Where one context serves queries and keys, or none is given for sequences of one
+    length, positions must increase from token to token within a segment, as in packed rows:
+    backends then skip by index what the masks hide.
+
+    Args:
+        parts: each with its own queries `[B, L, H, K]`, keys `[B, S, G, K]`, mask and
+            score modification.
+        v_BSGK: values, shared by the parts.
+        q_context: where the queries stand; by default the last L of S places of one document.
+        k_context: where the keys stand; by default 0 to S - 1 of one document.
+        scale: factor on the scores before `score_mod`; 1/sqrt(K) by default.
+        backend: one of `BACKENDS`, or "auto".
+
+    Returns:
+        `[B, L, H, K]` in the dtype of the values; zero where a query sees no key. Sums are float32.
+
+    Raises:
+        ValueError: if shapes do not fit or the backend is unknown.
+    """
+    parts = tuple(parts)
+    _check(parts, v_BSGK)
+    batch, length, _, size = parts[0].q_BLHK.shape
+    slots = v_BSGK.shape[1]
+    k_context = _one_document(batch, 0, slots) if k_context is None else k_context
+    if q_context is None:
+        whole = length == slots
+        q_context = k_context if whole else _one_document(batch, slots - length, slots)
+    _check_context("q_context", q_context, (batch, length))
+    _check_context("k_context", k_context, (batch, slots))
+    if backend == "auto":
+        backend = "reference" if length < FEW else "blockwise"
+    if backend not in BACKENDS:
+        known = ", ".join(["auto", *BACKENDS])
+        raise ValueError(f"attention backend {backend!r} is unknown: use one of {known}")
+    scale = size**-0.5 if scale is None else scale
+    return BACKENDS[backend](parts, v_BSGK, q_context, k_context, scale)
+
+
+def _one_document(batch: int, start: int, stop: int) -> Context:
+    positions = jnp.broadcast_to(jnp.arange(start, stop, dtype=jnp.int32), (batch, stop - start))
+    return Context(positions, jnp.ones_like(positions), jnp.full_like(positions, -1))
+
+
+def _check(parts: tuple[Part, ...], v_BSGK: Values) -> None:
+    if not parts:
+        raise ValueError("attend needs at least one part")
+    for part in parts:
+        q, k, v = part.q_BLHK.shape, part.k_BSGK.shape, v_BSGK.shape
+        if len(q) != 4 or len(k) != 4 or len(v) != 4:
+            raise ValueError(f"queries {q}, keys {k}, values {v}: each needs 4 axes [B, L, H, K]")
+        if q != parts[0].q_BLHK.shape:
+            raise ValueError(f"parts differ in queries: {parts[0].q_BLHK.shape} and {q}")
+        if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3]:
+            raise ValueError(
+                f"queries {q}, keys {k} and values {v} do not fit: queries and keys share batch "
+                "and head size, keys and values share batch, length and heads"
+            )
+        if q[2] % k[2]:
+            raise ValueError(
+                f"{q[2]} query heads cannot share {k[2]} key heads: take a divisor of {q[2]}"
+            )
+
+
+def _check_context(name: str, context: Context, shape: tuple[int, int]) -> None:
+    if context.positions_BL.shape != shape or context.segments_BL.shape != shape:
+        raise ValueError(
+            f"{name} has positions {context.positions_BL.shape} and segments "
+            f"{context.segments_BL.shape}, the arrays have {shape}"
+        )

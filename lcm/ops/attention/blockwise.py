@@ -1,0 +1,300 @@
+"""Attention block by block: an online softmax whose backward pass computes each tile again.
+
+Memory grows with L + S, never with L S (Milakov and Gimelshein, arXiv:1805.02867; Rabe and Staats,
+arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by a span of keys,
+`[B, G, R, C, S]` for R = H/G query heads that share a key head.
+
+    forward     m = max_j s_j,  l = sum_j exp(s_j - m),  o = sum_j exp(s_j - m) v_j / l
+    kept        q, k, v, o and lse = m + log l
+    backward    p = exp(s - lse),  dv = p^T do,  ds = p (do v^T - sum_k do o)
+                dq = ds k,  dk = ds^T q
+
+Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
+are skipped by their index.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lcm.ops.attention.mask import Mask
+from lcm.ops.attention.part import Part
+from lcm.ops.recompute import after
+from lcm.types import Array, Context, Queries, Values
+
+QUERIES, KEYS = 128, 1024  # largest block of queries, largest span of keys
+UNROLLED = 8  # query blocks up to which the loop is written out and spans end where the mask does
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known before tracing; `skip` is the range of `k - q` indices that is ever visible."""
+
+    masks: tuple[Mask, ...]
+    mods: Any  # tree structure of the score modifications
+    floating: tuple[bool, ...]  # which of its leaves are parameters with a gradient
+    queries: int
+    keys: int
+    slots: int
+    skip: tuple[int | None, int | None]
+
+
+class _Inputs(NamedTuple):
+    """Arrays padded to whole blocks: queries `[B, G, R, L, K]`, keys and values `[B, G, S, K]`."""
+
+    q: tuple[Array, ...]
+    k: tuple[Array, ...]
+    v: Array
+    weights: tuple[Array, ...]
+
+
+class _Places(NamedTuple):
+    """Positions and segments of queries and keys, and leaves of score modifications of integers."""
+
+    q_pos: Array
+    q_seg: Array
+    k_pos: Array
+    k_seg: Array
+    constants: tuple[Array, ...]
+
+
+def attend(
+    parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
+) -> Queries:
+    """One softmax over the scores of all parts; a row that sees no key gives zero.
+
+    If `q_context is k_context`, positions must increase from token to token within a segment, as
+    in packed rows: then a key is never nearer in position than it is by index.
+    """
+    batch, length, heads, size = parts[0].q_BLHK.shape
+    slots, kv_heads = v_BSGK.shape[1:3]
+    queries, keys = _block(length, QUERIES), _block(slots, KEYS)
+    leaves, mods = jax.tree.flatten(tuple(part.score_mod for part in parts))
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    masks = tuple(part.mask for part in parts)
+    skip = _union(masks) if q_context is k_context else (None, None)
+    plan = _Plan(masks, mods, floating, queries, keys, slots, skip)
+
+    def query_blocks(q_BLHK: Array) -> Array:
+        q = _padded(q_BLHK * scale, queries).reshape(batch, -1, kv_heads, heads // kv_heads, size)
+        return q.transpose(0, 2, 3, 1, 4)
+
+    def key_blocks(k_BSGK: Array) -> Array:
+        return _padded(k_BSGK, keys).transpose(0, 2, 1, 3)
+
+    inputs = _Inputs(
+        tuple(query_blocks(part.q_BLHK) for part in parts),
+        tuple(key_blocks(part.k_BSGK) for part in parts),
+        key_blocks(v_BSGK),
+        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float),
+    )
+    k_seg = jnp.where(k_context.segments_BL > 0, k_context.segments_BL, -1)  # never a query's
+    places = _Places(
+        _padded(q_context.positions_BL, queries),
+        _padded(q_context.segments_BL, queries),
+        _padded(k_context.positions_BL, keys),
+        _padded(k_seg, keys, -1),
+        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float),
+    )
+    return _attention(plan, inputs, places)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Array:
+    return _forward(plan, inputs, places)[0]
+
+
+def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Any]:
+    batch, kv_heads, shared, length, _ = inputs.q[0].shape
+
+    def block(i: int | Array, _: None) -> tuple[None, tuple[Array, Array]]:
+        rows = (batch, kv_heads, shared, plan.queries)
+
+        def span(start: int | Array, width: int, carry: tuple) -> tuple:
+            top, total, out = carry
+            tiles = [_tile(plan, inputs, places, n, i, start, width) for n in range(len(inputs.q))]
+            scores = [
+                jnp.where(seen, mod(raw, inputs.weights), -jnp.inf) for raw, mod, seen in tiles
+            ]
+            highest = functools.reduce(jnp.maximum, [s.max(-1) for s in scores], top)
+            finite = jnp.where(highest > -jnp.inf, highest, 0.0)
+            scores = [jnp.exp(s - finite[..., None]) for s in scores]
+            fade = jnp.exp(top - finite)
+            v = _slice(inputs.v, start, width, 2)
+            total, out = total * fade, out * fade[..., None]
+            for weights in scores:
+                total = total + weights.sum(-1)
+                out = out + _dot("bgms,bgsk->bgmk", _rows(weights, v), v).reshape(out.shape)
+            return highest, total, out
+
+        empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
+        top, total, out = _over_keys(plan, i, span, empty)
+        some = total > 0
+        lse = jnp.where(some, top + jnp.log(jnp.where(some, total, 1.0)), 0.0)
+        out = out / jnp.where(some, total, 1.0)[..., None]
+        # [B, C, G, R, K]: the layout of the result, so that only one copy of it is kept
+        return None, (out.transpose(0, 3, 1, 2, 4).astype(inputs.v.dtype), lse)
+
+    _, (out, lse) = _over_queries(block, None, length // plan.queries)
+    out = jnp.moveaxis(out, 0, 1).reshape(batch, length, kv_heads * shared, -1)
+    return out, (inputs, places, out, lse)
+
+
+def _backward(plan: _Plan, kept: tuple, d_out: Array) -> tuple[_Inputs, None]:
+    inputs, places, out, lse = kept
+    inputs = inputs._replace(q=tuple(after(q, d_out) for q in inputs.q))
+    batch, kv_heads, shared, length, _ = inputs.q[0].shape
+    grouped = (batch, length, kv_heads, shared)
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = delta.reshape(grouped).transpose(0, 2, 3, 1)
+    d_out = d_out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
+
+    def block(i: int | Array, carry: tuple) -> tuple[tuple, tuple[Array, ...]]:
+        at = i * plan.queries
+        d_rows, d_delta = _slice(d_out, at, plan.queries, 3), _slice(delta, at, plan.queries, 3)
+        q = [_slice(q, at, plan.queries, 3) for q in inputs.q]
+        d_rows = d_rows.reshape(batch, kv_heads, -1, d_rows.shape[-1])
+
+        def span(start: int | Array, width: int, carry: tuple) -> tuple:
+            d_q, d_k, d_v, d_weights = carry
+            v = _slice(inputs.v, start, width, 2)
+            d_p = _dot("bgmk,bgsk->bgms", d_rows, v)
+            for n, k_all in enumerate(inputs.k):
+                raw, mod, seen = _tile(plan, inputs, places, n, i, start, width)
+                score, pull = jax.vjp(mod, raw, inputs.weights)
+                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse[i][..., None])
+                d_score = p * (d_p.reshape(p.shape) - d_delta[..., None])
+                d_raw, d_own = pull(d_score)
+                # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
+                d_v = _added(d_v, _dot("bgmk,bgms->bgks", d_rows, _rows(p, v)), start)
+                k, d_raw = _slice(k_all, start, width, 2), _rows(d_raw, k_all)
+                rows = q[n].reshape(batch, kv_heads, -1, q[n].shape[-1])
+                d_k = _put(d_k, n, _added(d_k[n], _dot("bgmk,bgms->bgks", rows, d_raw), start))
+                d_q = _put(d_q, n, d_q[n] + _dot("bgms,bgsk->bgmk", d_raw, k).reshape(q[n].shape))
+                d_weights = tuple(map(jnp.add, d_weights, d_own))
+            return d_q, d_k, d_v, d_weights
+
+        d_q = tuple(jnp.zeros(part.shape, jnp.float32) for part in q)
+        d_q, *carry = _over_keys(plan, i, span, (d_q, *carry))
+        return tuple(carry), tuple(d.astype(part.dtype) for d, part in zip(d_q, q, strict=True))
+
+    transposed = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)  # noqa: E731
+    empty = tuple(map(transposed, inputs.k)), transposed(inputs.v)
+    empty = *empty, tuple(map(jnp.zeros_like, inputs.weights))
+    (d_k, d_v, d_weights), d_q = _over_queries(block, empty, length // plan.queries)
+    back = lambda d, x: d.swapaxes(2, 3).astype(x.dtype)  # noqa: E731
+    d_q = tuple(jnp.moveaxis(d, 0, 3).reshape(q.shape) for d, q in zip(d_q, inputs.q, strict=True))
+    return _Inputs(d_q, tuple(map(back, d_k, inputs.k)), back(d_v, inputs.v), d_weights), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _tile(
+    plan: _Plan,
+    inputs: _Inputs,
+    places: _Places,
+    n: int,
+    i: int | Array,
+    start: int | Array,
+    width: int,
+) -> tuple[Array, Callable[[Array, tuple], Array], Array]:
+    """Scores of part `n` before modification, the modification, and the visible places."""
+    at = i * plan.queries
+    q = _slice(inputs.q[n], at, plan.queries, 3)
+    k = _slice(inputs.k[n], start, width, 2)
+    raw = _dot("bgmk,bgsk->bgms", q.reshape(*q.shape[:2], -1, q.shape[-1]), k)
+    q_pos, q_seg = (_slice(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
+    k_pos, k_seg = (_slice(x, start, width, 1)[:, None, None, None] for x in places[2:4])
+    seen = q_seg == k_seg
+    for bound in plan.masks[n].bounds:
+        lower, upper = bound.lower(q_pos), bound.upper(q_pos)
+        seen = seen if lower is None else seen & (lower <= k_pos)
+        seen = seen if upper is None else seen & (k_pos <= upper)
+    head = jnp.arange(q.shape[1] * q.shape[2]).reshape(1, q.shape[1], q.shape[2], 1, 1)
+
+    def mod(score: Array, weights: tuple[Array, ...]) -> Array:
+        given, constants = iter(weights), iter(places.constants)
+        leaves = [next(given if is_float else constants) for is_float in plan.floating]
+        own = jax.tree.unflatten(plan.mods, leaves)[n]
+        return score if own is None else own(score, q_pos, k_pos, head)
+
+    return raw.reshape(*q.shape[:4], width), mod, seen
+
+
+def _over_queries(block: Callable[[Any, Any], tuple], carry: Any, count: int) -> tuple[Any, Any]:
+    """`jax.lax.scan` over block numbers, written out with Python integers where they are few."""
+    if count > UNROLLED:
+        return jax.lax.scan(lambda carry, i: block(i, carry), carry, jnp.arange(count))
+    results = []
+    for i in range(count):
+        carry, result = block(i, carry)
+        results.append(result)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *results)
+
+
+def _over_keys(plan: _Plan, i: int | Array, span: Callable, carry: Any) -> Any:
+    """`carry = span(start, width, carry)` over the spans of keys that block `i` may see."""
+    below, above = plan.skip
+    first, stop = 0, plan.slots
+    pick = (max, min) if isinstance(i, int) else (jnp.maximum, jnp.minimum)
+    if below is not None:
+        first = pick[0](first, i * plan.queries + below)
+    if above is not None:
+        stop = pick[1](stop, (i + 1) * plan.queries + above)
+    if isinstance(i, int):
+        for start in range(first, stop, plan.keys):
+            carry = span(start, min(plan.keys, stop - start), carry)
+        return carry
+    blocks = first // plan.keys, -(-stop // plan.keys)
+    return jax.lax.fori_loop(*blocks, lambda j, c: span(j * plan.keys, plan.keys, c), carry)
+
+
+def _union(masks: tuple[Mask, ...]) -> tuple[int | None, int | None]:
+    """The range of `k - q` indices outside which no mask shows a key."""
+    below, above = zip(*(mask.reach() for mask in masks), strict=True)
+    return (None if None in below else min(below)), (None if None in above else max(above))
+
+
+def _block(length: int, largest: int) -> int:
+    """The size of equal blocks of at most `largest` that pad a length the least."""
+    return math.ceil(length / math.ceil(length / largest))
+
+
+def _padded(x: Array, block: int, fill: int = 0) -> Array:
+    """Axis 1 padded to a multiple of the block."""
+    missing = -x.shape[1] % block
+    if not missing:
+        return x
+    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+
+
+def _slice(x: Array, start: int | Array, width: int, axis: int) -> Array:
+    return x if width == x.shape[axis] else jax.lax.dynamic_slice_in_dim(x, start, width, axis)
+
+
+def _added(total: Array, tile: Array, start: int | Array) -> Array:
+    """`total` with a tile added to its last axis from `start` on."""
+    if tile.shape == total.shape:
+        return total + tile
+    tile = tile + _slice(total, start, tile.shape[-1], 3)
+    return jax.lax.dynamic_update_slice_in_dim(total, tile, start, 3)
+
+
+def _put(items: tuple, n: int, item: Any) -> tuple:
+    return (*items[:n], item, *items[n + 1 :])
+
+
+def _rows(tile: Array, like: Array) -> Array:
+    """`[B, G, R C, S]` in the dtype of the other side of a matmul."""
+    return tile.reshape(*tile.shape[:2], -1, tile.shape[-1]).astype(like.dtype)
+
+
+def _dot(spec: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,81 @@
+"""The device mesh, and what must divide by its axes."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lcm.errors import ConfigError
+from lcm.types import Batch, Context
+
+AXES = ("data", "fsdp", "context", "tensor")
+# Rows over data and fsdp, the sequence over context: tokens, targets, positions, weights alike.
+BATCH = PartitionSpec(("data", "fsdp"), "context")
+
+
+def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config over all devices; the one axis given as -1 takes those left over.
+
+    Raises:
+        ConfigError: if the axes do not multiply to the number of devices, or do not divide the
+            sizes that they shard.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: cfg.mesh[axis] for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(f"mesh axes are positive, at most one is -1; these are {_written(sizes)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(
+            f"mesh {_written(sizes)} does not cover {len(devices)} devices: the axes must multiply "
+            f"to {len(devices)}; set one of them to -1"
+        )
+    _check_divides(cfg, sizes)
+    return Mesh(np.asarray(devices).reshape([sizes[axis] for axis in AXES]), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How every array of a batch lies on the mesh."""
+    return NamedSharding(mesh, BATCH)
+
+
+def put(batch: Batch, mesh: Mesh) -> Batch:
+    """A global batch on the mesh from the rows that this process read."""
+    sharding = batch_sharding(mesh)
+    place = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
+    return Batch(
+        place(batch.tokens_BL),
+        place(batch.targets_BL),
+        Context(*map(place, batch.context)),
+        place(batch.loss_weight_BL),
+    )
+
+
+def _check_divides(cfg: Any, sizes: dict[str, int]) -> None:
+    rows, accumulate = cfg.train.batch, cfg.train.accumulate
+    if accumulate < 1 or rows % accumulate:
+        raise ConfigError(
+            f"train.batch={rows} is not a multiple of train.accumulate={accumulate}: "
+            f"take a batch of {max(1, accumulate) * -(-rows // max(1, accumulate))}"
+        )
+    shards = sizes["data"] * sizes["fsdp"]
+    if rows % (shards * accumulate):
+        step = shards * accumulate
+        raise ConfigError(
+            f"train.batch={rows} is not divisible by {step} (mesh.data {sizes['data']} x mesh.fsdp "
+            f"{sizes['fsdp']} x train.accumulate {accumulate}): take {step * -(-rows // step)}"
+        )
+    if cfg.data.length % sizes["context"]:
+        raise ConfigError(
+            f"data.length={cfg.data.length} is not divisible by mesh.context={sizes['context']}: "
+            f"take a multiple of {sizes['context']}"
+        )
+
+
+def _written(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())

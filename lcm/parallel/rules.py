@@ -1,0 +1,60 @@
+"""Where each parameter lies on the mesh: rules by path, outside the model."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lcm.errors import ConfigError
+
+# The first rule whose pattern is found in a path decides. Layers have a leading axis of their own.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"embedding/table$", PartitionSpec("tensor", "fsdp")),
+    (r"head/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"layers/\w+/mixer/(q|k|v)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mixer/out$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"layers/\w+/mlp/(gate|up)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"(norm/scale|positions/.+)$", PartitionSpec()),
+)
+
+
+def path(keys: tuple[Any, ...]) -> str:
+    """A tree path as text, such as `layers/0/mixer/q`."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each leaf of a tree of parameters, or of anything that mirrors them.
+
+    Optimiser moments and averages carry the path of their parameter at the end of their own, so
+    one set of rules serves the whole train state. Scalars are replicated.
+
+    Raises:
+        ConfigError: if no rule fits a path, or an axis of the mesh does not divide a size.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: NamedSharding(mesh, _spec(path(keys), leaf.shape, mesh)), tree
+    )
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    if not shape:
+        return PartitionSpec()
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            _check(name, shape, spec, mesh)
+            return spec
+    raise ConfigError(
+        f"no sharding rule for parameter {name} {shape}: add one to lcm.parallel.RULES"
+    )
+
+
+def _check(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+    for axis, (size, mesh_axis) in enumerate(zip(shape, spec, strict=False)):
+        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+            raise ConfigError(
+                f"axis {axis} of {name} {shape} is not divisible by "
+                f"mesh.{mesh_axis}={mesh.shape[mesh_axis]}: change that size or the mesh"
+            )

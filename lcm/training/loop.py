@@ -1,0 +1,248 @@
+"""The training loop: check, restore, step, log, save."""
+
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lcm import config, models, parallel
+from lcm.data import pipeline, tokenizers
+from lcm.errors import ConfigError, TrainingError
+from lcm.progress import progress
+from lcm.training import checkpoints, workdir
+from lcm.training.metrics import Metrics
+from lcm.training.optimizers import optimizer, schedule
+from lcm.training.step import TrainState, init_state, make_step
+
+_log = logging.getLogger(__name__)
+
+
+class Result(NamedTuple):
+    """Where training ended: `step` is below `train.steps` if a signal stopped it."""
+
+    params: Any
+    step: int
+
+
+def check(cfg: ConfigDict) -> None:
+    """Raises everything that can be wrong with a config, before anything is compiled.
+
+    Raises:
+        ConfigError: for keys and combinations.
+        DataError: for sources and tokenizers.
+    """
+    config.check_keys(cfg)
+    models.spec(cfg)
+    parallel.make(cfg)
+    optimizer(cfg.train)
+    for key in ("log_every", "position_bins", "batch"):
+        if cfg.train[key] < 1:
+            raise ConfigError(f"train.{key}={cfg.train[key]} must be at least 1")
+    for key in ("every", "keep"):
+        if cfg.checkpoint[key] < 1:
+            raise ConfigError(f"checkpoint.{key}={cfg.checkpoint[key]} must be at least 1")
+    if not 0 <= cfg.train.ema < 1:
+        raise ConfigError(f"train.ema={cfg.train.ema} must lie in [0, 1); 0 keeps no average")
+    pipeline.check(cfg.data)
+    size = tokenizers.load(cfg.data.tokenizer).vocab_size
+    if cfg.model.vocab < size:
+        raise ConfigError(
+            f"model.vocab={cfg.model.vocab} is smaller than the tokenizer's {size}: "
+            f"set --config.model.vocab={-(-size // 64) * 64}"
+        )
+
+
+def train(cfg: ConfigDict, folder: str | pathlib.Path, *, title: str = "train") -> Result:
+    """Trains the model of a config in a workdir, from its newest checkpoint if there is one.
+
+    A resumed run takes the very steps that an uninterrupted one takes. SIGTERM and Ctrl-C save
+    and return; a loss or gradient that is not finite stops the run with the last checkpoint kept.
+
+    Raises:
+        UserError: of the kinds of `check`; CheckpointError for the workdir; TrainingError for a
+            loss that is not a number.
+    """
+    check(cfg)
+    folder = pathlib.Path(folder)
+    with ExitStack() as stack:
+        stack.enter_context(workdir.owned(folder))
+        for key in workdir.write_config(folder, cfg):
+            _log.warning("config.%s differs from the start of this run", key)
+        return _train(cfg, folder, stack, title)
+
+
+def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) -> Result:
+    mesh = parallel.make(cfg)
+    spec, rule = models.spec(cfg), optimizer(cfg.train)
+    batches = _batches(cfg)
+
+    like = abstract_state(cfg, mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, like)
+    restored = checkpoints.restore(folder, like)
+    if restored is None:
+        begin = lambda key: init_state(spec, rule, key, cfg.train.ema)  # noqa: E731
+        state = jax.jit(begin, out_shardings=layout)(jax.random.key(cfg.seed))
+    else:
+        state = restored.state
+        batches.set_state(restored.data)
+        _log.info("resumed %s at step %d", folder, restored.step)
+    at = 0 if restored is None else restored.step
+    if at >= cfg.train.steps:  # nothing to do, and nothing to write
+        return _result(state, at)
+    step = jax.jit(make_step(spec, rule, cfg), donate_argnums=0, out_shardings=(layout, None))
+
+    writer = checkpoints.Writer(folder, cfg.checkpoint.keep)
+    stack.callback(writer.close)
+    stopped = stack.enter_context(_stop_signals())
+    log = stack.enter_context(_Log.open(cfg, folder, at, title))
+    saved = at
+    while at < cfg.train.steps and not stopped:
+        state, metrics = step(state, parallel.put(next(batches), mesh))
+        at += 1
+        log.add(at, metrics)
+        if at % cfg.checkpoint.every == 0:
+            log.catch_up()  # a step that is not a number is not saved
+            writer.save(state, batches.get_state(), workdir.to_dict(cfg))
+            saved = at
+    if saved < at:  # the last step, or the one at which a signal came
+        log.catch_up()
+        writer.save(state, batches.get_state(), workdir.to_dict(cfg))
+    writer.finish()
+    if stopped and at < cfg.train.steps:
+        _log.warning("stopped at step %d, saved: the same command goes on from there", at)
+    return _result(state, at)
+
+
+def _result(state: TrainState, step: int) -> Result:
+    return Result(state.params if state.average is None else state.average, step)
+
+
+def abstract_state(cfg: ConfigDict, mesh: Mesh | None = None) -> TrainState:
+    """The train state of a config as shapes with shardings; on one device without a mesh."""
+    spec, rule = models.spec(cfg), optimizer(cfg.train)
+    shapes = jax.eval_shape(
+        lambda key: init_state(spec, rule, key, cfg.train.ema), jax.random.key(0)
+    )
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        layout = jax.tree.map(lambda _: here, shapes)
+    else:
+        layout = parallel.shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout
+    )
+
+
+def _batches(cfg: ConfigDict) -> Any:
+    return pipeline.batches(
+        cfg.data,
+        length=cfg.data.length,
+        batch_size=cfg.train.batch // jax.process_count(),
+        seed=cfg.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+class _Log:
+    """Metrics, read one step late so that the device never waits for the host."""
+
+    def __init__(self, cfg: ConfigDict, metrics: Metrics, report: Any, start: int):
+        self.cfg, self.metrics, self.report = cfg, metrics, report
+        self.rate = schedule(cfg.train)
+        self.flops = models.flops_per_token(cfg, cfg.data.length)
+        self.pending: tuple[int, Any] | None = None
+        self.since, self.tokens = time.monotonic(), 0.0
+        self.start = start
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, cfg: ConfigDict, folder: pathlib.Path, start: int, title: str
+    ) -> Iterator["_Log"]:
+        metrics = Metrics(folder, start)
+        try:
+            with progress(title) as report:
+                log = cls(cfg, metrics, report, start)
+                yield log
+                log.catch_up()
+        finally:
+            metrics.close()
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of a step just dispatched, and reads those of the step before."""
+        before, self.pending = self.pending, (step, metrics)
+        if before is not None:
+            self._read(*before)
+
+    def catch_up(self) -> None:
+        """Reads the metrics that are still pending."""
+        if self.pending is not None:
+            self._read(*self.pending)
+            self.pending = None
+
+    def _read(self, step: int, metrics: Any) -> None:
+        values = jax.device_get(metrics)
+        loss, norm = float(values["loss"]), float(values["grad_norm"])
+        if not np.isfinite(loss + norm):
+            self.pending = None
+            raise TrainingError(
+                f"step {step}: loss {loss}, gradient norm {norm} is not finite; the last "
+                "checkpoint is kept: lower train.lr, lengthen train.warmup or set train.clip, "
+                "and run again"
+            )
+        self.tokens += float(values["tokens"])
+        if step == self.start + 1:  # compilation is not speed
+            self.since, self.tokens = time.monotonic(), 0.0
+        if step % self.cfg.train.log_every == 0 or step in (1, self.cfg.train.steps):
+            self._write(step, loss, norm, values)
+        tokens = self.cfg.train.batch * self.cfg.data.length
+        text = f"step {step}/{self.cfg.train.steps} loss {loss:.3f}"
+        self.report(step * tokens, self.cfg.train.steps * tokens, text)
+
+    def _write(self, step: int, loss: float, norm: float, values: Any) -> None:
+        now = time.monotonic()
+        per_second = self.tokens / max(now - self.since, 1e-9)
+        self.since, self.tokens = now, 0.0
+        by_position = [float(v) if np.isfinite(v) else None for v in values["loss_by_position"]]
+        line = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": float(self.rate(step - 1)),
+            "loss_by_position": by_position,
+        }
+        if per_second:
+            line |= {
+                "tokens_per_second": round(per_second, 1),
+                "flops_per_second": round(per_second * self.flops),
+            }
+        self.metrics.write(step, line)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or SIGINT arrives; a second one acts as it always did."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread, which alone may set handlers
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

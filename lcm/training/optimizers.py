@@ -1,0 +1,95 @@
+"""Learning-rate schedules and optimisers, from optax."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from lcm.errors import ConfigError
+from lcm.parallel import path
+
+# Norms, embeddings and whatever an encoding learns are not pulled towards zero.
+UNDECAYED = r"(norm/scale|embedding/table|positions/.+)$"
+MATRICES = r"layers/\w+/(mixer|mlp)/\w+$"
+
+
+def schedule(train: Any) -> optax.Schedule:
+    """Learning rate by step: linear warm-up from 0, then cosine, warm-up-stable-decay or constant.
+
+    Raises:
+        ConfigError: for an unknown schedule, or a warm-up that leaves no steps.
+    """
+    if train.steps < 1:
+        raise ConfigError(f"train.steps={train.steps} must be at least 1")
+    if not 0 <= train.warmup <= train.steps:
+        raise ConfigError(
+            f"train.warmup={train.warmup} must lie between 0 and train.steps={train.steps}"
+        )
+    rest = train.steps - train.warmup
+    low = train.lr * train.final_lr
+    if train.schedule == "cosine":
+        after = optax.cosine_decay_schedule(train.lr, max(1, rest), train.final_lr)
+    elif train.schedule == "wsd":
+        fall = min(rest, round(train.decay * train.steps))
+        line = optax.linear_schedule(train.lr, low, max(1, fall))
+        after = optax.join_schedules([optax.constant_schedule(train.lr), line], [rest - fall])
+    elif train.schedule == "constant":
+        after = optax.constant_schedule(train.lr)
+    else:
+        raise ConfigError(
+            f"train.schedule={train.schedule!r} is unknown: choose from cosine, wsd, constant"
+        )
+    if not train.warmup:
+        return after
+    # Step 1 already learns: the ramp is lr/warmup, 2 lr/warmup, ... lr.
+    ramp = optax.linear_schedule(train.lr / train.warmup, train.lr, max(1, train.warmup - 1))
+    return optax.join_schedules([ramp, after], [train.warmup])
+
+
+def optimizer(train: Any) -> optax.GradientTransformation:
+    """Clipping, then AdamW, or Muon for the matrices of layers and AdamW for the rest.
+
+    Raises:
+        ConfigError: for an unknown optimiser.
+    """
+    rate = schedule(train)
+    if train.optimizer == "adamw":
+        rule = optax.adam(rate, train.b1, train.b2)
+    elif train.optimizer == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            adam_b1=train.b1,
+            adam_b2=train.b2,
+            muon_weight_dimension_numbers=_muon_dimensions,
+            # Updates the size of Adam's, so that both groups share one learning rate (Liu et al.,
+            # 2025, arXiv:2502.16982).
+            consistent_rms=0.2,
+        )
+    else:
+        raise ConfigError(
+            f"train.optimizer={train.optimizer!r} is unknown: choose from adamw, muon"
+        )
+    # Decoupled decay after either, in proportion to the learning rate, as in optax.adamw; muon's
+    # own has no mask for the parameters that it leaves to Adam.
+    decay = optax.add_decayed_weights(lambda step: -rate(step) * train.weight_decay, _decayed)
+    clip = optax.clip_by_global_norm(train.clip) if train.clip else optax.identity()
+    return optax.chain(clip, rule, decay)
+
+
+def _decayed(params: Any) -> Any:
+    """Which parameters are pulled towards zero."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: not re.search(UNDECAYED, path(keys)), params
+    )
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Which parameters Muon takes, each as [layer, in, out] with layers apart."""
+    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: (
+            dimensions if leaf.ndim == 3 and re.search(MATRICES, path(keys)) else None
+        ),
+        params,
+    )

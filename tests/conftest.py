@@ -1,0 +1,50 @@
+"""Shared fixtures: small configs, and shape checks for the modules with named types."""
+
+import atexit
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Compilation is most of the time of these tests, in this process and in those they start: programs
+# are compiled once for all of them, and not optimised.
+_CACHE = tempfile.mkdtemp(prefix="lcm-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[1])  # this checkout's lcm
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Every call into these modules has its array shapes and dtypes checked against the annotations.
+# Modules of pytree dataclasses are left out: jax rebuilds those around leaves that are no arrays.
+CHECKED = (
+    "lcm.ops.attention.api",
+    "lcm.ops.attention.mask",
+    "lcm.ops.attention.reference",
+    "lcm.ops.losses",
+    "lcm.positions",
+)
+install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture
+def tiny():
+    """A function from overrides to a config of seconds."""
+    from lcm import config
+
+    def make(*assignments: str):
+        cfg = config.shrink(config.base())
+        return config.override(cfg, assignments)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)

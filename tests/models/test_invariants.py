@@ -1,0 +1,164 @@
+"""What must hold for every mixer and position encoding, one loop over all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm import config, models
+from lcm.types import Context
+
+LENGTH = 24
+ENCODINGS = ["nope", "rope", "alibi", "learned", "sinusoidal", "countdown+rope"]
+VARIANTS = {
+    "plain": [],
+    "gqa, window, caps": [
+        "model.heads=4",
+        "model.kv_heads=2",
+        "model.window=7",
+        "model.score_cap=20",
+        "model.logit_cap=30",
+    ],
+    "pattern with a rest": [
+        "model.depth=5",
+        "model.pattern=attention,local,bare",
+        "model.kinds.local.mixer=attention",
+        "model.kinds.local.window=5",
+        "model.kinds.bare.mixer=attention",
+        "model.kinds.bare.positions=nope",
+    ],
+}
+
+
+# Every encoding in a plain model, and every shape of model with one encoding.
+CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
+def model(request):
+    encoding, variant = request.param
+    cfg = config.shrink(config.base())
+    cfg = config.override(cfg, [f"model.positions={encoding}", *VARIANTS[variant]])
+    return cfg, models.init(cfg, jax.random.key(0))
+
+
+def tokens(rows: int, length: int = LENGTH, seed: int = 1) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), (rows, length), 0, 256)
+
+
+def context(rows: int, length: int = LENGTH) -> Context:
+    """Documents that fill their row, with a countdown to its end."""
+    plain = models.default_context((rows, length))
+    return plain._replace(remaining_BL=length - 1 - plain.positions_BL)
+
+
+def test_causal_through_gradients(model):
+    """No logit depends on the embedding of a later token, and each depends on its own."""
+    cfg, params = model
+    spec, at = models.spec(cfg), context(1)
+    table = jnp.eye(LENGTH, cfg.model.vocab)  # token i is row i of the table, so rows are places
+
+    def logits(embedding):
+        changed = {**params, "embedding": {"table": params["embedding"]["table"] + embedding}}
+        out, _ = models.decoder.apply(spec, changed, jnp.arange(LENGTH)[None], at, None)
+        return out[0, :, -1]  # a column of the output that no input token uses
+
+    jacobian = jax.jacrev(logits)(jnp.zeros_like(params["embedding"]["table"]))
+    effect = np.abs(np.asarray(jacobian))[:, :LENGTH].sum(-1)
+    assert table.shape[0] == LENGTH
+    assert np.all(effect[np.triu_indices(LENGTH, 1)] == 0)
+    assert np.all(np.diag(effect) > 0)
+
+
+def test_packed_row_equals_documents_alone(model):
+    """Each document alone stands in a row of the same length, the rest of it padding."""
+    cfg, params = model
+    sizes = [5, 1, 11, 7]
+    starts = np.cumsum([0, *sizes[:-1]])
+    row = tokens(1)
+    parts = [context(1, size) for size in sizes]
+    packed = Context(
+        jnp.concatenate([c.positions_BL for c in parts], 1),
+        jnp.concatenate([jnp.full((1, n), i + 1) for i, n in enumerate(sizes)], 1),
+        jnp.concatenate([c.remaining_BL for c in parts], 1),
+    )
+    together, _ = models.apply(cfg, params, row, packed)
+    assert sum(sizes) == LENGTH
+    for part, start, size in zip(parts, starts, sizes, strict=True):
+        padded = Context(*(jnp.pad(x, ((0, 0), (0, LENGTH - size))) for x in part))
+        alone, _ = models.apply(cfg, params, jnp.roll(row, -start, 1), padded)
+        got = together[:, start : start + size]
+        np.testing.assert_allclose(got, alone[:, :size], atol=2e-5)
+
+
+def test_padding_is_finite_and_seen_by_nobody(model):
+    cfg, params = model
+    row, at = tokens(1), context(1)
+    hidden = at._replace(segments_BL=at.segments_BL.at[:, 16:].set(0))
+    want, _ = models.apply(cfg, params, row, hidden)
+    got, _ = models.apply(cfg, params, row.at[:, 16:].set(7), hidden)
+    np.testing.assert_array_equal(got[:, :16], want[:, :16])
+    assert np.all(np.isfinite(got))
+
+
+@pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
+def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
+    cfg, params = model
+    row, at = tokens(2), context(2)
+    want, none = models.apply(cfg, params, row, at)
+    assert none is None
+    state, got, start = models.init_state(cfg, 2, LENGTH), [], 0
+    for size in chunks:
+        piece = slice(start, start + size)
+        here = jax.tree.map(lambda x, piece=piece: x[:, piece], at)
+        logits, state = models.apply(cfg, params, row[:, piece], here, state)
+        got.append(logits)
+        start += size
+    np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-5)
+    assert int(state.used) == LENGTH
+
+
+def test_state_goes_on_where_it_ends_without_a_context(tiny):
+    cfg = tiny()
+    params, row = models.init(cfg, jax.random.key(0)), tokens(2)
+    state = models.init_state(cfg, 2, LENGTH)
+    first, state = models.apply(cfg, params, row[:, :10], state=state)
+    second, _ = models.apply(cfg, params, row[:, 10:], state=state)
+    want, _ = models.apply(cfg, params, row)
+    np.testing.assert_allclose(jnp.concatenate([first, second], 1), want, atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(tiny, remat):
+    row = tokens(2)
+
+    def gradient(cfg):
+        spec = models.spec(cfg)
+        params = models.init(cfg, jax.random.key(0))
+        loss = lambda p: models.decoder.apply(spec, p, row, context(2), None)[0].var()  # noqa: E731
+        return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    (want, plain), (got, again) = gradient(tiny()), gradient(tiny(f"model.remat={remat}"))
+    assert "remat" in again and "remat" not in plain
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
+def test_unrolling_changes_nothing(tiny):
+    cfg = tiny("model.depth=4")
+    params, row = models.init(cfg, jax.random.key(0)), tokens(2)
+    want, _ = models.apply(config.override(cfg, ["model.unroll=1"]), params, row)
+    for unroll in (2, 4, 9):
+        got, _ = models.apply(config.override(cfg, [f"model.unroll={unroll}"]), params, row)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_bf16_computes_in_bf16_and_scores_in_fp32(tiny):
+    cfg = tiny("model.dtype=bfloat16")
+    params, row = models.init(cfg, jax.random.key(0)), tokens(2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits, _ = models.apply(cfg, params, row)
+    want, _ = models.apply(tiny(), params, row)
+    assert logits.dtype == jnp.float32
+    assert 0 < np.abs(logits - want).max() < 0.1
+    text = str(jax.make_jaxpr(lambda p: models.apply(cfg, p, row)[0])(params))
+    assert "bf16" in text

@@ -1,0 +1,108 @@
+"""The same config on one device and on eight virtual ones, and what a mesh refuses."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lcm import models, parallel, training
+from lcm.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[2]
+MESHES = {"data": [8, 1, 1, 1], "context": [1, 1, 8, 1], "fsdp, tensor": [1, 2, 1, 4]}
+PROGRAM = """
+import json, sys
+import jax
+from lcm import config, training
+cfg = config.shrink(config.base())
+keys = ["train.steps=4", "train.log_every=1", "model.width=64", "model.heads=4", "model.unroll=1"]
+cfg = config.override(cfg, keys + ["data.packing=first_fit"])
+out = {}
+for name, sizes in json.loads(sys.argv[2]).items():
+    for axis, size in zip(("data", "fsdp", "context", "tensor"), sizes):
+        cfg.mesh[axis] = size
+    folder = f"{sys.argv[1]}/{len(out)}"
+    training.train(cfg, folder)
+    lines = [json.loads(line) for line in open(f"{folder}/metrics.jsonl")]
+    out[name] = [[line["loss"], line["grad_norm"]] for line in lines]
+print("RESULT", jax.device_count(), json.dumps(out))
+"""
+
+
+def losses(folder: pathlib.Path, devices: int, meshes: dict) -> dict:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(meshes)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    _, count, result = line.split(" ", 2)
+    assert int(count) == devices
+    return json.loads(result)
+
+
+def test_one_and_eight_devices_give_the_same_losses(tmp_path):
+    want = losses(tmp_path / "one", 1, {"one": [1, 1, 1, 1]})["one"]
+    got = losses(tmp_path / "eight", 8, MESHES)
+    assert len(want) == 4
+    for name, values in got.items():
+        np.testing.assert_allclose(values, want, rtol=2e-4, err_msg=name)
+
+
+def test_every_parameter_and_moment_has_a_rule(tiny):
+    cfg = tiny("model.positions=learned", "model.tied=False", "train.ema=0.9")
+    mesh = parallel.make(cfg, jax.devices()[:1])
+    layout = training.abstract_state(cfg, mesh)
+    specs = {parallel.path(k): leaf.sharding.spec for k, leaf in jax.tree.leaves_with_path(layout)}
+    mixer = PartitionSpec(None, "fsdp", "tensor")
+    assert specs["params/layers/0/mixer/q"] == mixer
+    assert specs["average/layers/0/mixer/q"] == mixer
+    moments = [spec for name, spec in specs.items() if name.endswith("mu/layers/0/mixer/q")]
+    assert moments == [mixer]
+    assert specs["params/positions/model/table"] == PartitionSpec()
+
+
+def test_parameter_without_a_rule_is_named(tiny):
+    mesh = parallel.make(tiny(), jax.devices()[:1])
+    leaf = jax.ShapeDtypeStruct((3, 4), "float32")
+    with pytest.raises(ConfigError, match=r"no sharding rule for parameter layers/0/mixer/novel"):
+        parallel.shardings({"layers": {"0": {"mixer": {"novel": leaf}}}}, mesh)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["mesh.data=3"], "does not cover 8 devices"),
+        (["mesh.data=-1", "mesh.fsdp=-1"], "at most one is -1"),
+        (["mesh.data=-1", "mesh.fsdp=3"], "does not cover 8 devices"),
+        (["train.batch=12"], "train.batch=12 is not divisible by 8"),
+        (["train.batch=8", "train.accumulate=2"], "not divisible by 16"),
+        (["train.accumulate=3"], "train.batch=8 is not a multiple of train.accumulate=3"),
+        (["mesh.context=8", "data.length=36"], "data.length=36 is not divisible by mesh.context=8"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(tiny, assignments, message):
+    devices = [jax.devices()[0]] * 8
+    with pytest.raises(ConfigError, match=message):
+        parallel.make(tiny(*assignments), devices)
+
+
+def test_size_that_an_axis_does_not_divide_is_named(tiny):
+    cfg = tiny("model.vocab=321")
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), parallel.AXES)
+    shapes = jax.eval_shape(lambda k: models.decoder.init(models.spec(cfg), k), jax.random.key(0))
+    with pytest.raises(
+        ConfigError, match=r"embedding/table \(321, 32\) is not divisible by mesh.tensor=2"
+    ):
+        parallel.shardings(shapes, mesh)
