@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test benchmark clean
+.PHONY: quickstart test clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/lcm reproduce quickstart

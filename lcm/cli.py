@@ -4,6 +4,7 @@ Heavy imports wait until a command needs them, so that `lcm --help` answers at o
 """
 
 import argparse
+import inspect
 import logging
 import os
 import pathlib
@@ -166,8 +167,10 @@ def _quiet_libraries() -> None:
     usual = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        # After one failed read or write of a checkpoint, the others under way report to nobody.
-        if str(unraisable.exc_value) != "Event loop is closed":
+        # After one failed read or write of a checkpoint, the others under way report to nobody:
+        # in coroutines, of which lcm itself has none, or to an event loop that has ended.
+        ended = str(unraisable.exc_value) == "Event loop is closed"
+        if not ended and not inspect.iscoroutine(unraisable.object):
             usual(unraisable)
 
     sys.unraisablehook = hook

@@ -7,22 +7,22 @@ import importlib
 from typing import Any
 
 from lcm.evaluation.documents import Document, EvaluationError
-from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import loss_differences, save
 
-_OF_MODELS = ("Model", "evaluate_model", "evaluate_run", "heldout", "load", "scorer")
+_LATER = {
+    "evaluate": "perplexity",
+    "Model": "model",
+    "evaluate_model": "model",
+    "evaluate_run": "model",
+    "heldout": "model",
+    "load": "model",
+    "scorer": "model",
+}
 
-__all__ = [
-    "Document",
-    "EvaluationError",
-    "evaluate",
-    "loss_differences",
-    "save",
-    *_OF_MODELS,
-]
+__all__ = ["Document", "EvaluationError", "loss_differences", "save", *_LATER]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_MODELS:
-        return getattr(importlib.import_module("lcm.evaluation.model"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"lcm.evaluation.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

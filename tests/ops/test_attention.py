@@ -261,5 +261,7 @@ def test_context_and_backend_that_do_not_fit():
         attend([Part(q, k)], v, packed(20), packed(21))
     with pytest.raises(ValueError, match=r"k_context .*\(2, 20\)"):
         attend([Part(q, k)], v, packed(21), packed(20))
-    with pytest.raises(ValueError, match=r"'flash' is unknown: use one of auto, reference, blockwise"):
+    with pytest.raises(
+        ValueError, match=r"'flash' is unknown: use one of auto, reference, blockwise"
+    ):
         attend([Part(q, k)], v, backend="flash")
