@@ -3,7 +3,7 @@
     lcm reproduce quickstart
     lcm train --config configs/quickstart.py:alibi --workdir runs/alibi
 
-0.25M parameters, 2M tokens; 40 seconds on 2 cores. Expect 1.7 to 1.8 nats per byte at 256 bytes,
+0.3M parameters, 2.0M tokens; 40 seconds on 2 cores. Expect 1.7 to 1.8 nats per byte at 256 bytes,
 and past it a rise by more than a nat with rope, none with alibi (measured:
 experiments/quickstart/README.md).
 """
