@@ -195,7 +195,7 @@ def compare(case: Case, rounds: int, seconds: float, log: Any) -> str:
         for side in SIDES:
             command = [sys.executable, __file__, f"{case.width}x{case.length}"]
             command += [f"--side={side}", f"--seconds={seconds}"]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[side].append(json.loads(output.splitlines()[-1]))
             log.write(output.splitlines()[-1] + "\n")
             log.flush()
