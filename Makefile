@@ -1,6 +1,8 @@
 # A virtual environment of its own, so that an externally managed Python is left alone.
 PYTHON ?= python3
 VENV ?= .venv
+# Linux: memory in large pages, or a fifth of a training step on a CPU goes into mapping small ones.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart test clean
 

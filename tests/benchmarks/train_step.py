@@ -7,7 +7,9 @@
 One step is forward, backward, clipping to norm 1 and AdamW, in float32. Both sides have the same
 batch and the same shape: 4 layers, heads of 32 or 64, SwiGLU, RMSNorm, RoPE, 320 tied embeddings.
 Each measurement is a process of its own on the same two cores; sides take turns (ours, eager, sdpa,
-ours, ...), so that a slow minute of the machine hits all of them. Printed are medians over rounds:
+ours, ...), so that a slow minute of the machine hits all of them. All have their memory in large
+pages, as the Makefile sets it (GLIBC_TUNABLES= turns that off: ours loses a fifth, theirs little).
+Printed are medians over rounds:
 
     ours, eager, sdpa   thousand tokens/s; eager and sdpa are the two attentions of transformers
     ratio               ours over the faster of the two
@@ -191,13 +193,15 @@ def _reset_peak() -> None:
 def compare(case: Case, rounds: int, seconds: float, log: Any) -> str:
     """A row of the table: every side in turn, `rounds` times."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
     for _ in range(rounds):
         for side in SIDES:
             command = [sys.executable, __file__, f"{case.width}x{case.length}"]
             command += [f"--side={side}", f"--seconds={seconds}"]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[side].append(json.loads(output.splitlines()[-1]))
-            log.write(output.splitlines()[-1] + "\n")
+            ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+            line = ran.stdout.splitlines()[-1]
+            found[side].append(json.loads(line))
+            log.write(line + "\n")
             log.flush()
 
     def median(side: str, key: str) -> float:
