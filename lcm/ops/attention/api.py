@@ -1,18 +1,28 @@
-"""`attend`: check shapes, fill in the default context, and hand over to a backend."""
+"""`attend` and `attend_partial`: check arguments, fill in the default context, call a backend."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention import blockwise, reference
-from lcm.ops.attention.part import Part
+from lcm.ops.attention.part import Part, Partial
 from lcm.types import Context, Queries, Values
 
-BACKENDS: dict[str, Callable[..., Queries]] = {
-    "reference": reference.attend,
-    "blockwise": blockwise.attend,
-}
 
+class Backend(NamedTuple):
+    """An implementation: `attend(parts, v_BSGK, q_context, k_context, scale) -> Partial`."""
+
+    attend: Callable[..., Partial]
+    platforms: tuple[str, ...]
+
+
+EVERYWHERE = ("cpu", "gpu", "tpu")
+BACKENDS = {
+    "reference": Backend(reference.attend, EVERYWHERE),
+    "blockwise": Backend(blockwise.attend, EVERYWHERE),
+}
 
 # Queries below which a dense matrix of scores is no larger than the keys: decoding.
 FEW = 16
@@ -47,8 +57,23 @@ def attend(
         `[B, L, H, K]` in the dtype of the values; zero where a query sees no key. Sums are float32.
 
     Raises:
-        ValueError: if shapes do not fit or the backend is unknown.
+        ValueError: if shapes do not fit, or the backend is unknown or not for this platform.
     """
+    return attend_partial(
+        parts, v_BSGK, q_context, k_context, scale=scale, backend=backend
+    ).out_BLHK
+
+
+def attend_partial(
+    parts: Sequence[Part],
+    v_BSGK: Values,
+    q_context: Context | None = None,
+    k_context: Context | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Partial:
+    """`attend` over some of the keys, with what `merge` needs to join it with others."""
     parts = tuple(parts)
     _check(parts, v_BSGK)
     batch, length, _, size = parts[0].q_BLHK.shape
@@ -59,13 +84,30 @@ def attend(
         q_context = k_context if whole else _one_document(batch, slots - length, slots)
     _check_context("q_context", q_context, (batch, length))
     _check_context("k_context", k_context, (batch, slots))
-    if backend == "auto":
-        backend = "reference" if length < FEW else "blockwise"
-    if backend not in BACKENDS:
-        known = ", ".join(["auto", *BACKENDS])
-        raise ValueError(f"attention backend {backend!r} is unknown: use one of {known}")
     scale = size**-0.5 if scale is None else scale
-    return BACKENDS[backend](parts, v_BSGK, q_context, k_context, scale)
+    return _backend(backend, length).attend(parts, v_BSGK, q_context, k_context, scale)
+
+
+def _backend(name: str, length: int) -> Backend:
+    """The backend of that name, if this platform can run it."""
+    if name == "auto":
+        name = "reference" if length < FEW else "blockwise"
+    if name not in BACKENDS:
+        known = ", ".join(["auto", *BACKENDS])
+        raise ValueError(f"attention backend {name!r} is unknown: use one of {known}")
+    backend, platform = BACKENDS[name], _platform()
+    if platform not in backend.platforms:
+        raise ValueError(
+            f"attention backend {name!r} runs on {', '.join(backend.platforms)}, not on "
+            f"{platform!r}: use 'blockwise', or compile under jax.set_mesh(...) of another platform"
+        )
+    return backend
+
+
+def _platform() -> str:
+    """Where the program will run: the devices of the mesh in use, which need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _one_document(batch: int, start: int, stop: int) -> Context:

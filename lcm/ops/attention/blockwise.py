@@ -6,7 +6,7 @@ arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by
 
     forward     m = max_j s_j,  l = sum_j exp(s_j - m),  o = sum_j exp(s_j - m) v_j / l
     kept        q, k, v, o and lse = m + log l
-    backward    p = exp(s - lse),  dv = p^T do,  ds = p (do v^T - sum_k do o)
+    backward    p = exp(s - lse),  dv = p^T do,  ds = p (do v^T - sum_k do o + dlse)
                 dq = ds k,  dk = ds^T q
 
 Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention.mask import Mask
-from lcm.ops.attention.part import Part
+from lcm.ops.attention.part import Part, Partial
 from lcm.ops.recompute import after
-from lcm.types import Array, Context, Queries, Values
+from lcm.types import Array, Context, Values
 
 QUERIES, KEYS = 128, 1024  # largest block of queries, largest span of keys
 UNROLLED = 8  # query blocks up to which the loop is written out and spans end where the mask does
@@ -65,8 +65,8 @@ class _Places(NamedTuple):
 
 def attend(
     parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
-) -> Queries:
-    """One softmax over the scores of all parts; a row that sees no key gives zero.
+) -> Partial:
+    """One softmax over the scores of all parts, and the logarithm of its denominator.
 
     If `q_context is k_context`, positions must increase from token to token within a segment, as
     in packed rows: then a key is never nearer in position than it is by index.
@@ -102,15 +102,16 @@ def attend(
         _padded(k_seg, keys, -1),
         tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float),
     )
-    return _attention(plan, inputs, places)[:, :length]
+    out, lse = _attention(plan, inputs, places)
+    return Partial(out[:, :length], lse[:, :length])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Array:
+def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Partial:
     return _forward(plan, inputs, places)[0]
 
 
-def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Any]:
+def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, Any]:
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
 
     def block(i: int | Array, _: None) -> tuple[None, tuple[Array, Array]]:
@@ -136,28 +137,39 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Any]
         empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
         top, total, out = _over_keys(plan, i, span, empty)
         some = total > 0
-        lse = jnp.where(some, top + jnp.log(jnp.where(some, total, 1.0)), 0.0)
-        out = out / jnp.where(some, total, 1.0)[..., None]
+        total = jnp.where(some, total, 1.0)
+        lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
+        out = out / total[..., None]
         # [B, C, G, R, K]: the layout of the result, so that only one copy of it is kept
-        return None, (out.transpose(0, 3, 1, 2, 4).astype(inputs.v.dtype), lse)
+        return None, (
+            out.transpose(0, 3, 1, 2, 4).astype(inputs.v.dtype),
+            lse.transpose(0, 3, 1, 2),
+        )
 
     _, (out, lse) = _over_queries(block, None, length // plan.queries)
     out = jnp.moveaxis(out, 0, 1).reshape(batch, length, kv_heads * shared, -1)
-    return out, (inputs, places, out, lse)
+    lse = jnp.moveaxis(lse, 0, 1).reshape(batch, length, kv_heads * shared)
+    return Partial(out, lse), (inputs, places, out, lse)
 
 
-def _backward(plan: _Plan, kept: tuple, d_out: Array) -> tuple[_Inputs, None]:
+def _backward(plan: _Plan, kept: tuple, d: Partial) -> tuple[_Inputs, None]:
     inputs, places, out, lse = kept
+    d_out, d_lse = d
     inputs = inputs._replace(q=tuple(after(q, d_out) for q in inputs.q))
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
     grouped = (batch, length, kv_heads, shared)
+    some = lse > -jnp.inf
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    delta = delta.reshape(grouped).transpose(0, 2, 3, 1)
+    delta = delta - jnp.where(some, d_lse, 0.0)
+    delta, lse = (
+        x.reshape(grouped).transpose(0, 2, 3, 1) for x in (delta, jnp.where(some, lse, 0))
+    )
     d_out = d_out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
 
     def block(i: int | Array, carry: tuple) -> tuple[tuple, tuple[Array, ...]]:
         at = i * plan.queries
-        d_rows, d_delta = _slice(d_out, at, plan.queries, 3), _slice(delta, at, plan.queries, 3)
+        d_rows = _slice(d_out, at, plan.queries, 3)
+        delta_rows, lse_rows = (_slice(x, at, plan.queries, 3)[..., None] for x in (delta, lse))
         q = [_slice(q, at, plan.queries, 3) for q in inputs.q]
         d_rows = d_rows.reshape(batch, kv_heads, -1, d_rows.shape[-1])
 
@@ -168,8 +180,8 @@ def _backward(plan: _Plan, kept: tuple, d_out: Array) -> tuple[_Inputs, None]:
             for n, k_all in enumerate(inputs.k):
                 raw, mod, seen = _tile(plan, inputs, places, n, i, start, width)
                 score, pull = jax.vjp(mod, raw, inputs.weights)
-                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse[i][..., None])
-                d_score = p * (d_p.reshape(p.shape) - d_delta[..., None])
+                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse_rows)
+                d_score = p * (d_p.reshape(p.shape) - delta_rows)
                 d_raw, d_own = pull(d_score)
                 # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
                 d_v = _added(d_v, _dot("bgmk,bgms->bgks", d_rows, _rows(p, v)), start)

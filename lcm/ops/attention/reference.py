@@ -4,20 +4,23 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention.mask import visible
-from lcm.ops.attention.part import Part
-from lcm.types import Array, Context, Queries, Values
+from lcm.ops.attention.part import Part, Partial
+from lcm.types import Array, Context, Values
 
 
 def attend(
     parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
-) -> Queries:
-    """One softmax over the scores of all parts; a row that sees no key gives zero."""
+) -> Partial:
+    """One softmax over the scores of all parts, and the logarithm of its denominator."""
     scores = [_scores(part, q_context, k_context, scale) for part in parts]
     tops = jnp.concatenate([s.max(-1, keepdims=True) for s in scores], -1)
     top = tops.max(-1, keepdims=True)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     weights = [jnp.exp(s - top) for s in scores]
     total = sum(w.sum(-1, keepdims=True) for w in weights)
+    some = total > 0
+    total = jnp.where(some, total, 1.0)
+    lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
     batch, length, heads, _ = parts[0].q_BLHK.shape
     kv_heads = v_BSGK.shape[2]
     v = v_BSGK.transpose(0, 2, 1, 3)
@@ -25,10 +28,9 @@ def attend(
     for w in weights:
         rows = w.astype(v.dtype).reshape(batch, kv_heads, -1, v.shape[2])
         out = out + jnp.einsum("bgms,bgsk->bgmk", rows, v, preferred_element_type=jnp.float32)
-    out = out.reshape(batch, heads, length, -1) / jnp.where(total > 0, total, 1.0).reshape(
-        batch, heads, length, 1
-    )
-    return out.transpose(0, 2, 1, 3).astype(v_BSGK.dtype)
+    out = out.reshape(batch, heads, length, -1) / total
+    out = out.transpose(0, 2, 1, 3).astype(v_BSGK.dtype)
+    return Partial(out, lse[..., 0].transpose(0, 2, 1))
 
 
 def _scores(part: Part, q_context: Context, k_context: Context, scale: float) -> Array:
