@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from lcm.ops.attention.mask import Mask
 from lcm.ops.attention.part import Part, Partial
+from lcm.ops.attention.score import Leaves, split
 from lcm.ops.recompute import after
 from lcm.types import Array, Context, Values
 
@@ -36,8 +37,7 @@ class _Plan:
     """What is known before tracing; `skip` is the range of `k - q` indices that is ever visible."""
 
     masks: tuple[Mask, ...]
-    mods: Any  # tree structure of the score modifications
-    floating: tuple[bool, ...]  # which of its leaves are parameters with a gradient
+    mods: Leaves
     queries: int
     keys: int
     slots: int
@@ -74,12 +74,10 @@ def attend(
     batch, length, heads, size = parts[0].q_BLHK.shape
     slots, kv_heads = v_BSGK.shape[1:3]
     queries, keys = _block(length, QUERIES), _block(slots, KEYS)
-    leaves, mods = jax.tree.flatten(tuple(part.score_mod for part in parts))
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    mods, weights, constants = split(tuple(part.score_mod for part in parts))
     masks = tuple(part.mask for part in parts)
     skip = _union(masks) if q_context is k_context else (None, None)
-    plan = _Plan(masks, mods, floating, queries, keys, slots, skip)
+    plan = _Plan(masks, mods, queries, keys, slots, skip)
 
     def query_blocks(q_BLHK: Array) -> Array:
         q = _padded(q_BLHK * scale, queries).reshape(batch, -1, kv_heads, heads // kv_heads, size)
@@ -92,7 +90,7 @@ def attend(
         tuple(query_blocks(part.q_BLHK) for part in parts),
         tuple(key_blocks(part.k_BSGK) for part in parts),
         key_blocks(v_BSGK),
-        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float),
+        weights,
     )
     k_seg = jnp.where(k_context.segments_BL > 0, k_context.segments_BL, -1)  # never a query's
     places = _Places(
@@ -100,7 +98,7 @@ def attend(
         _padded(q_context.segments_BL, queries),
         _padded(k_context.positions_BL, keys),
         _padded(k_seg, keys, -1),
-        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float),
+        constants,
     )
     out, lse = _attention(plan, inputs, places)
     return Partial(out[:, :length], lse[:, :length])
@@ -224,17 +222,11 @@ def _tile(
     raw = _dot("bgmk,bgsk->bgms", q.reshape(*q.shape[:2], -1, q.shape[-1]), k)
     q_pos, q_seg = (_slice(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
     k_pos, k_seg = (_slice(x, start, width, 1)[:, None, None, None] for x in places[2:4])
-    seen = q_seg == k_seg
-    for bound in plan.masks[n].bounds:
-        lower, upper = bound.lower(q_pos), bound.upper(q_pos)
-        seen = seen if lower is None else seen & (lower <= k_pos)
-        seen = seen if upper is None else seen & (k_pos <= upper)
+    seen = (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
     head = jnp.arange(q.shape[1] * q.shape[2]).reshape(1, q.shape[1], q.shape[2], 1, 1)
 
     def mod(score: Array, weights: tuple[Array, ...]) -> Array:
-        given, constants = iter(weights), iter(places.constants)
-        leaves = [next(given if is_float else constants) for is_float in plan.floating]
-        own = jax.tree.unflatten(plan.mods, leaves)[n]
+        own = plan.mods.join(weights, places.constants)[n]
         return score if own is None else own(score, q_pos, k_pos, head)
 
     return raw.reshape(*q.shape[:4], width), mod, seen

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from lcm.ops.attention.mask import Mask, causal
+from lcm.ops.attention.blocks import BlockMap
+from lcm.ops.attention.mask import Mask, causal, visible
 from lcm.ops.attention.score import ScoreMod
-from lcm.types import Array, Keys, Queries
+from lcm.types import Array, Context, Keys, Queries
 
 LogSums = Float[Array, "B L H"]
 
@@ -18,12 +19,23 @@ LogSums = Float[Array, "B L H"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rotated queries and keys with the keys they may see; the mask is static under `jax.jit`."""
+    """Rotated queries and keys with the keys they may see; the mask is static under `jax.jit`.
+
+    A key is seen if the mask, the segments and, where there is one, the block map show it.
+    """
 
     q_BLHK: Queries
     k_BSGK: Keys
     mask: Mask = dataclasses.field(default=causal(), metadata={"static": True})
     score_mod: ScoreMod | None = None
+    blocks: BlockMap | None = None
+
+    def sees(self, q_context: Context, k_context: Context, q_slots: Array) -> Array:
+        """Dense bool `[B, H or 1, L, S]`: what the queries at `q_slots` see of the keys."""
+        seen = visible(self.mask, q_context, k_context)[:, None]
+        if self.blocks is None:
+            return seen
+        return seen & self.blocks.shows(q_slots, self.k_BSGK.shape[1])
 
 
 class Partial(NamedTuple):
