@@ -123,7 +123,7 @@ CASES: dict[str, tuple[ScoreMod, Any]] = {
     "t5": (Buckets(some(0, 8, 4)), t5),
     "kerple": (Kerple(some(0, 4), some(1, 4)), kerple),
     "fire": (
-        Fire(jnp.array(0.3), jnp.array(9.0), some(0, 6) - 0.5, some(1, 6), some(2, 6, 4)),
+        Fire(jnp.array(0.3), jnp.array(9.0), some(0, 6), some(1, 6) - 0.9, some(2, 6, 4)),
         fire,
     ),
     "temperature": (Temperature(some(0, 4)), temperature),
