@@ -14,11 +14,15 @@ def attend(
     q_where: tuple[np.ndarray, np.ndarray],
     k_where: tuple[np.ndarray, np.ndarray],
     modify: Bias = lambda score, q_pos, k_pos, head: score,
-) -> np.ndarray:
-    """Parts are (queries, keys, visible(q, k) of positions); where is (positions, segments)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and log-sums; parts are (queries, keys, visible(q, k) of positions).
+
+    `q_where` and `k_where` are (positions, segments).
+    """
     batch, length, heads, size = parts[0][0].shape
     shared = heads // v_BSGK.shape[2]
     out = np.zeros((batch, length, heads, v_BSGK.shape[3]))
+    lse = np.full((batch, length, heads), -np.inf)
     for b in range(batch):
         for i in range(length):
             q_pos, q_seg = q_where[0][b, i], q_where[1][b, i]
@@ -36,4 +40,5 @@ def attend(
                 if len(score):
                     p = np.exp(score - score.max())
                     out[b, i, h] = p @ value / p.sum()
-    return out
+                    lse[b, i, h] = score.max() + np.log(p.sum())
+    return out, lse

@@ -5,34 +5,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import (
+    MASKS,
+    ON_CPU,
+    arrays,
+    assert_gradients_equal,
+    context,
+    packed,
+    small_blocks,
+)
 from jax.test_util import check_grads
 
 from lcm.ops import attention
 from lcm.ops.attention import (
     BACKENDS,
     LinearBias,
-    Mask,
     Part,
     SoftCap,
     blockwise,
     causal,
-    chunks,
     compose,
-    prefix,
     sinks,
     window,
 )
 from lcm.types import Context
-
-MASKS = {
-    "all": (Mask(), lambda q, k: True),
-    "causal": (causal(), lambda q, k: k <= q),
-    "window": (causal() & window(5), lambda q, k: q - 5 < k <= q),
-    "sinks": (causal() & sinks(3), lambda q, k: k <= q and k < 3),
-    "beyond": (causal() & ~window(5), lambda q, k: k <= q - 5),
-    "prefix": (prefix(4), lambda q, k: k <= q or k < 4),
-    "chunks": (causal() & chunks(6), lambda q, k: k <= q and k // 6 == q // 6),
-}
 
 
 def attend(parts, v, q_context=None, k_context=None, *, backend="auto"):
@@ -42,43 +38,16 @@ def attend(parts, v, q_context=None, k_context=None, *, backend="auto"):
     )
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=ON_CPU)
 def backend(request, monkeypatch):
-    """Each backend; blocks small enough that rows have several and the last is not full."""
-    monkeypatch.setattr(blockwise, "QUERIES", 16)
-    monkeypatch.setattr(blockwise, "KEYS", 24)
+    small_blocks(monkeypatch)
     return request.param
-
-
-def arrays(length=21, slots=21, heads=4, kv_heads=2, size=16, batch=2, dtype=jnp.float32, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    shapes = [
-        (batch, n, h, size) for n, h in ((length, heads), (slots, kv_heads), (slots, kv_heads))
-    ]
-    return tuple(jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True))
-
-
-def context(segments_BL, starts=0):
-    """Positions that start anew in every segment, as packing makes them."""
-    segments_BL = np.asarray(segments_BL, np.int32)
-    positions = np.zeros_like(segments_BL)
-    for row, segments in zip(positions, segments_BL, strict=True):
-        for segment in np.unique(segments):
-            row[segments == segment] = starts + np.arange((segments == segment).sum())
-    return Context(positions, segments_BL, np.full_like(positions, -1))
-
-
-def packed(length):
-    """Two rows: three documents and padding; one document and padding."""
-    a = [1] * (length // 3) + [2] * 2 + [3] * (length // 3)
-    b = [1] * (length - 2)
-    return context([row + [0] * (length - len(row)) for row in (a, b)])
 
 
 def check(out, parts, v, q_context, k_context, modify=None, tolerance=2e-5):
     extra = {} if modify is None else {"modify": modify}
     plain = [(np.asarray(q, np.float32), np.asarray(k, np.float32), seen) for q, k, seen in parts]
-    expected = oracle.attend(
+    expected, _ = oracle.attend(
         plain, np.asarray(v, np.float32), q_context[:2], k_context[:2], **extra
     )
     np.testing.assert_allclose(
@@ -183,17 +152,13 @@ def gradients(backend, mask, where, arrays, slopes):
     "name, many", [("causal", False), ("window", True), ("prefix", True), ("sinks", True)]
 )
 def test_gradients_equal_the_reference(name, many, monkeypatch):
-    monkeypatch.setattr(blockwise, "QUERIES", 16)
-    monkeypatch.setattr(blockwise, "KEYS", 24)
-    monkeypatch.setattr(blockwise, "UNROLLED", 1 if many else 8)
+    small_blocks(monkeypatch, scanned=many)
     q, k, v = arrays(length=37, slots=37)
     q2, k2, _ = arrays(length=37, slots=37, seed=1)
     given = packed(37), (q, k, q2, k2, v), jnp.array([0.5, 0.25, 0.1, 0.0])
     expected = gradients("reference", MASKS[name][0], *given)
     found = gradients("blockwise", MASKS[name][0], *given)
-    for a, b in zip(found, expected, strict=True):
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()), rtol=0)
+    assert_gradients_equal(found, expected)
 
 
 def test_gradient_against_finite_differences(backend):
@@ -261,7 +226,18 @@ def test_context_and_backend_that_do_not_fit():
         attend([Part(q, k)], v, packed(20), packed(21))
     with pytest.raises(ValueError, match=r"k_context .*\(2, 20\)"):
         attend([Part(q, k)], v, packed(21), packed(20))
-    with pytest.raises(
-        ValueError, match=r"'flash' is unknown: use one of auto, reference, blockwise"
-    ):
+    message = "'flash' is unknown: use one of auto, reference, blockwise"
+    with pytest.raises(ValueError, match=message):
         attend([Part(q, k)], v, backend="flash")
+
+
+def test_a_backend_of_another_platform_is_refused(monkeypatch):
+    q, k, v = arrays()
+    monkeypatch.setitem(BACKENDS, "kernel", BACKENDS["reference"]._replace(platforms=("tpu",)))
+    message = "'kernel' runs on tpu, not on 'cpu': use 'blockwise'"
+    with pytest.raises(ValueError, match=message):
+        attend([Part(q, k)], v, backend="kernel")
+    devices = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=devices)
+    with jax.sharding.use_abstract_mesh(mesh):  # as when compiling ahead of time
+        assert jax.eval_shape(lambda: attention.attend([Part(q, k)], v, backend="kernel")).shape

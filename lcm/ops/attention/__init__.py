@@ -1,24 +1,37 @@
 """Attention as a merge of parts."""
 
-from lcm.ops.attention.api import BACKENDS, attend
+from lcm.ops.attention.api import BACKENDS, attend, attend_partial
+from lcm.ops.attention.blocks import BlockMap
 from lcm.ops.attention.mask import Mask, causal, chunks, prefix, sinks, visible, window
-from lcm.ops.attention.part import Part
+from lcm.ops.attention.normaliser import Normaliser, Softmax, SoftmaxSink, Softplus
+from lcm.ops.attention.part import Part, Partial, merge
+from lcm.ops.attention.patterns import bigbird, vertical_slash
 from lcm.ops.attention.score import Compose, LinearBias, ScoreMod, SoftCap, compose
 
 __all__ = [
     "BACKENDS",
+    "BlockMap",
     "Compose",
     "LinearBias",
     "Mask",
+    "Normaliser",
     "Part",
+    "Partial",
     "ScoreMod",
     "SoftCap",
+    "Softmax",
+    "SoftmaxSink",
+    "Softplus",
     "attend",
+    "attend_partial",
+    "bigbird",
     "causal",
     "chunks",
     "compose",
+    "merge",
     "prefix",
     "sinks",
+    "vertical_slash",
     "visible",
     "window",
 ]

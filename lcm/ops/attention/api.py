@@ -1,18 +1,35 @@
-"""`attend`: check shapes, fill in the default context, and hand over to a backend."""
+"""`attend` and `attend_partial`: check arguments, fill in the default context, call a backend."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from lcm.ops.attention import blockwise, reference
-from lcm.ops.attention.part import Part
+from lcm.ops.attention import mapped, reference, softplus
+from lcm.ops.attention.normaliser import SOFTMAX, Normaliser, Softplus
+from lcm.ops.attention.part import Part, Partial, merge
 from lcm.types import Context, Queries, Values
 
-BACKENDS: dict[str, Callable[..., Queries]] = {
-    "reference": reference.attend,
-    "blockwise": blockwise.attend,
-}
 
+class Backend(NamedTuple):
+    """An implementation of attention and the platforms that can run it.
+
+    attend: `(parts, v_BSGK, q_context, k_context, scale) -> Partial`.
+    softplus: `(parts, v_BSGK, q_context, k_context, power) -> out_BLHK`, if there is one.
+    """
+
+    attend: Callable[..., Partial]
+    platforms: tuple[str, ...]
+    softplus: Callable[..., Queries] | None = None
+
+
+EVERYWHERE = ("cpu", "gpu", "tpu")
+BACKENDS = {
+    "reference": Backend(reference.attend, EVERYWHERE, softplus.dense),
+    "blockwise": Backend(mapped.attend, EVERYWHERE, softplus.blockwise),
+}
 
 # Queries below which a dense matrix of scores is no larger than the keys: decoding.
 FEW = 16
@@ -25,6 +42,7 @@ def attend(
     k_context: Context | None = None,
     *,
     scale: float | None = None,
+    normaliser: Normaliser = SOFTMAX,
     backend: str = "auto",
 ) -> Queries:
     """Attention over values that parts share, by one softmax over the union of their scores.
@@ -35,23 +53,75 @@ def attend(
     backends then skip by index what the masks hide.
 
     Args:
-        parts: each with its own queries `[B, L, H, K]`, keys `[B, S, G, K]`, mask and
-            score modification.
+        parts: each with its own queries `[B, L, H, K]`, keys `[B, S, G, K]`, mask, score
+            modification and block map.
         v_BSGK: values, shared by the parts.
         q_context: where the queries stand; by default the last L of S places of one document.
         k_context: where the keys stand; by default 0 to S - 1 of one document.
         scale: factor on the scores before `score_mod`; 1/sqrt(K) by default.
+        normaliser: how scores become weights: `Softmax()`, `SoftmaxSink(sink_H)` or `Softplus()`.
         backend: one of `BACKENDS`, or "auto".
 
     Returns:
         `[B, L, H, K]` in the dtype of the values; zero where a query sees no key. Sums are float32.
 
     Raises:
-        ValueError: if shapes do not fit or the backend is unknown.
+        ValueError: if shapes do not fit, or the backend is unknown or not for this platform.
     """
+    if not isinstance(normaliser, Softplus):
+        return attend_partial(
+            parts,
+            v_BSGK,
+            q_context,
+            k_context,
+            scale=scale,
+            normaliser=normaliser,
+            backend=backend,
+        ).out_BLHK
+    if scale is not None:
+        raise ValueError(
+            f"scale {scale} does nothing to Softplus, which sets its own: leave it out"
+        )
+    parts, q_context, k_context = _arguments(parts, v_BSGK, q_context, k_context)
+    run = _backend(backend, parts, "softplus")
+    return run(parts, v_BSGK, q_context, k_context, normaliser.power)
+
+
+def attend_partial(
+    parts: Sequence[Part],
+    v_BSGK: Values,
+    q_context: Context | None = None,
+    k_context: Context | None = None,
+    *,
+    scale: float | None = None,
+    normaliser: Normaliser = SOFTMAX,
+    backend: str = "auto",
+) -> Partial:
+    """`attend` over some of the keys, with what `merge` needs to join it with others."""
+    if isinstance(normaliser, Softplus):
+        raise ValueError(
+            "attention by Softplus has no partials: a row's weights need its sum over the keys of "
+            "all parts before their powers; give all parts to one call of attend"
+        )
+    if not isinstance(normaliser, Normaliser):
+        raise ValueError(
+            f"normaliser {normaliser!r} is unknown: use Softmax(), "
+            "SoftmaxSink(sink_H) or Softplus(power)"
+        )
+    parts, q_context, k_context = _arguments(parts, v_BSGK, q_context, k_context)
+    scale = parts[0].q_BLHK.shape[-1] ** -0.5 if scale is None else scale
+    run = _backend(backend, parts, "attend")
+    partial = run(parts, v_BSGK, q_context, k_context, scale)
+    return partial if normaliser == SOFTMAX else merge(partial, normaliser.partial(partial))
+
+
+def _arguments(
+    parts: Sequence[Part], v_BSGK: Values, q_context: Context | None, k_context: Context | None
+) -> tuple[tuple[Part, ...], Context, Context]:
+    """Parts and contexts that fit each other, the default contexts filled in."""
     parts = tuple(parts)
     _check(parts, v_BSGK)
-    batch, length, _, size = parts[0].q_BLHK.shape
+    batch, length = parts[0].q_BLHK.shape[:2]
     slots = v_BSGK.shape[1]
     k_context = _one_document(batch, 0, slots) if k_context is None else k_context
     if q_context is None:
@@ -59,13 +129,40 @@ def attend(
         q_context = k_context if whole else _one_document(batch, slots - length, slots)
     _check_context("q_context", q_context, (batch, length))
     _check_context("k_context", k_context, (batch, slots))
-    if backend == "auto":
-        backend = "reference" if length < FEW else "blockwise"
-    if backend not in BACKENDS:
+    return tuple(_with_clean_blocks(part) for part in parts), q_context, k_context
+
+
+def _with_clean_blocks(part: Part) -> Part:
+    if part.blocks is None:
+        return part
+    slots = part.k_BSGK.shape[1]
+    part.blocks.check(part.q_BLHK.shape[1], slots, part.q_BLHK.shape[2])
+    return dataclasses.replace(part, blocks=part.blocks.clean(slots))
+
+
+def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
+    """The backend's function for a task, if this platform can run it."""
+    if name == "auto":
+        name = "reference" if parts[0].q_BLHK.shape[1] < FEW else "blockwise"
+    if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
-        raise ValueError(f"attention backend {backend!r} is unknown: use one of {known}")
-    scale = size**-0.5 if scale is None else scale
-    return BACKENDS[backend](parts, v_BSGK, q_context, k_context, scale)
+        raise ValueError(f"attention backend {name!r} is unknown: use one of {known}")
+    backend, platform = BACKENDS[name], _platform()
+    if platform not in backend.platforms:
+        raise ValueError(
+            f"attention backend {name!r} runs on {', '.join(backend.platforms)}, not on "
+            f"{platform!r}: use 'blockwise', or compile under jax.set_mesh(...) of another platform"
+        )
+    run = getattr(backend, task)
+    if run is None:
+        raise ValueError(f"attention backend {name!r} does not compute {task}: use 'blockwise'")
+    return run
+
+
+def _platform() -> str:
+    """Where the program will run: the devices of the mesh in use, which need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _one_document(batch: int, start: int, stop: int) -> Context:

@@ -6,7 +6,7 @@ arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by
 
     forward     m = max_j s_j,  l = sum_j exp(s_j - m),  o = sum_j exp(s_j - m) v_j / l
     kept        q, k, v, o and lse = m + log l
-    backward    p = exp(s - lse),  dv = p^T do,  ds = p (do v^T - sum_k do o)
+    backward    p = exp(s - lse),  dv = p^T do,  ds = p (do v^T - sum_k do o + dlse)
                 dq = ds k,  dk = ds^T q
 
 Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention.mask import Mask
-from lcm.ops.attention.part import Part
+from lcm.ops.attention.part import Part, Partial
+from lcm.ops.attention.score import Leaves, split
 from lcm.ops.recompute import after
-from lcm.types import Array, Context, Queries, Values
+from lcm.types import Array, Context, Values
 
 QUERIES, KEYS = 128, 1024  # largest block of queries, largest span of keys
 UNROLLED = 8  # query blocks up to which the loop is written out and spans end where the mask does
@@ -36,8 +37,7 @@ class _Plan:
     """What is known before tracing; `skip` is the range of `k - q` indices that is ever visible."""
 
     masks: tuple[Mask, ...]
-    mods: Any  # tree structure of the score modifications
-    floating: tuple[bool, ...]  # which of its leaves are parameters with a gradient
+    mods: Leaves
     queries: int
     keys: int
     slots: int
@@ -65,8 +65,8 @@ class _Places(NamedTuple):
 
 def attend(
     parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
-) -> Queries:
-    """One softmax over the scores of all parts; a row that sees no key gives zero.
+) -> Partial:
+    """One softmax over the scores of all parts, and the logarithm of its denominator.
 
     If `q_context is k_context`, positions must increase from token to token within a segment, as
     in packed rows: then a key is never nearer in position than it is by index.
@@ -74,12 +74,10 @@ def attend(
     batch, length, heads, size = parts[0].q_BLHK.shape
     slots, kv_heads = v_BSGK.shape[1:3]
     queries, keys = _block(length, QUERIES), _block(slots, KEYS)
-    leaves, mods = jax.tree.flatten(tuple(part.score_mod for part in parts))
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    mods, weights, constants = split(tuple(part.score_mod for part in parts))
     masks = tuple(part.mask for part in parts)
     skip = _union(masks) if q_context is k_context else (None, None)
-    plan = _Plan(masks, mods, floating, queries, keys, slots, skip)
+    plan = _Plan(masks, mods, queries, keys, slots, skip)
 
     def query_blocks(q_BLHK: Array) -> Array:
         q = _padded(q_BLHK * scale, queries).reshape(batch, -1, kv_heads, heads // kv_heads, size)
@@ -92,7 +90,7 @@ def attend(
         tuple(query_blocks(part.q_BLHK) for part in parts),
         tuple(key_blocks(part.k_BSGK) for part in parts),
         key_blocks(v_BSGK),
-        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float),
+        weights,
     )
     k_seg = jnp.where(k_context.segments_BL > 0, k_context.segments_BL, -1)  # never a query's
     places = _Places(
@@ -100,17 +98,18 @@ def attend(
         _padded(q_context.segments_BL, queries),
         _padded(k_context.positions_BL, keys),
         _padded(k_seg, keys, -1),
-        tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float),
+        constants,
     )
-    return _attention(plan, inputs, places)[:, :length]
+    out, lse = _attention(plan, inputs, places)
+    return Partial(out[:, :length], lse[:, :length])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Array:
+def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Partial:
     return _forward(plan, inputs, places)[0]
 
 
-def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Any]:
+def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, Any]:
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
 
     def block(i: int | Array, _: None) -> tuple[None, tuple[Array, Array]]:
@@ -136,28 +135,39 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Any]
         empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
         top, total, out = _over_keys(plan, i, span, empty)
         some = total > 0
-        lse = jnp.where(some, top + jnp.log(jnp.where(some, total, 1.0)), 0.0)
-        out = out / jnp.where(some, total, 1.0)[..., None]
+        total = jnp.where(some, total, 1.0)
+        lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
+        out = out / total[..., None]
         # [B, C, G, R, K]: the layout of the result, so that only one copy of it is kept
-        return None, (out.transpose(0, 3, 1, 2, 4).astype(inputs.v.dtype), lse)
+        return None, (
+            out.transpose(0, 3, 1, 2, 4).astype(inputs.v.dtype),
+            lse.transpose(0, 3, 1, 2),
+        )
 
     _, (out, lse) = _over_queries(block, None, length // plan.queries)
     out = jnp.moveaxis(out, 0, 1).reshape(batch, length, kv_heads * shared, -1)
-    return out, (inputs, places, out, lse)
+    lse = jnp.moveaxis(lse, 0, 1).reshape(batch, length, kv_heads * shared)
+    return Partial(out, lse), (inputs, places, out, lse)
 
 
-def _backward(plan: _Plan, kept: tuple, d_out: Array) -> tuple[_Inputs, None]:
+def _backward(plan: _Plan, kept: tuple, d: Partial) -> tuple[_Inputs, None]:
     inputs, places, out, lse = kept
+    d_out, d_lse = d
     inputs = inputs._replace(q=tuple(after(q, d_out) for q in inputs.q))
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
     grouped = (batch, length, kv_heads, shared)
+    some = lse > -jnp.inf
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    delta = delta.reshape(grouped).transpose(0, 2, 3, 1)
+    delta = delta - jnp.where(some, d_lse, 0.0)
+    delta, lse = (
+        x.reshape(grouped).transpose(0, 2, 3, 1) for x in (delta, jnp.where(some, lse, 0))
+    )
     d_out = d_out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
 
     def block(i: int | Array, carry: tuple) -> tuple[tuple, tuple[Array, ...]]:
         at = i * plan.queries
-        d_rows, d_delta = _slice(d_out, at, plan.queries, 3), _slice(delta, at, plan.queries, 3)
+        d_rows = _slice(d_out, at, plan.queries, 3)
+        delta_rows, lse_rows = (_slice(x, at, plan.queries, 3)[..., None] for x in (delta, lse))
         q = [_slice(q, at, plan.queries, 3) for q in inputs.q]
         d_rows = d_rows.reshape(batch, kv_heads, -1, d_rows.shape[-1])
 
@@ -168,8 +178,8 @@ def _backward(plan: _Plan, kept: tuple, d_out: Array) -> tuple[_Inputs, None]:
             for n, k_all in enumerate(inputs.k):
                 raw, mod, seen = _tile(plan, inputs, places, n, i, start, width)
                 score, pull = jax.vjp(mod, raw, inputs.weights)
-                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse[i][..., None])
-                d_score = p * (d_p.reshape(p.shape) - d_delta[..., None])
+                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse_rows)
+                d_score = p * (d_p.reshape(p.shape) - delta_rows)
                 d_raw, d_own = pull(d_score)
                 # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
                 d_v = _added(d_v, _dot("bgmk,bgms->bgks", d_rows, _rows(p, v)), start)
@@ -212,17 +222,11 @@ def _tile(
     raw = _dot("bgmk,bgsk->bgms", q.reshape(*q.shape[:2], -1, q.shape[-1]), k)
     q_pos, q_seg = (_slice(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
     k_pos, k_seg = (_slice(x, start, width, 1)[:, None, None, None] for x in places[2:4])
-    seen = q_seg == k_seg
-    for bound in plan.masks[n].bounds:
-        lower, upper = bound.lower(q_pos), bound.upper(q_pos)
-        seen = seen if lower is None else seen & (lower <= k_pos)
-        seen = seen if upper is None else seen & (k_pos <= upper)
+    seen = (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
     head = jnp.arange(q.shape[1] * q.shape[2]).reshape(1, q.shape[1], q.shape[2], 1, 1)
 
     def mod(score: Array, weights: tuple[Array, ...]) -> Array:
-        given, constants = iter(weights), iter(places.constants)
-        leaves = [next(given if is_float else constants) for is_float in plan.floating]
-        own = jax.tree.unflatten(plan.mods, leaves)[n]
+        own = plan.mods.join(weights, places.constants)[n]
         return score if own is None else own(score, q_pos, k_pos, head)
 
     return raw.reshape(*q.shape[:4], width), mod, seen

@@ -135,6 +135,15 @@ class Mask:
             upper = upper if high is None else jnp.minimum(upper, high)
         return lower, upper
 
+    def shows(self, q_pos: Array, k_pos: Array) -> Array:
+        """Whether each key position is visible to each query position, broadcast to each other."""
+        seen = jnp.ones((), bool)
+        for bound in self.bounds:
+            lower, upper = bound.lower(q_pos), bound.upper(q_pos)
+            seen = seen if lower is None else seen & (lower <= k_pos)
+            seen = seen if upper is None else seen & (k_pos <= upper)
+        return seen
+
     def reach(self) -> tuple[int | None, int | None]:
         """Bounds on `k - q` that hold for every query and contain 0; `None` without a limit.
 
@@ -174,8 +183,6 @@ def chunks(size: int) -> Mask:
 
 def visible(mask: Mask, q_context: Context, k_context: Context) -> Array:
     """The mask as a dense bool `[B, L, S]`: for the reference backend and for looking at."""
-    lower, upper = mask.interval(q_context.positions_BL)
-    k_pos = k_context.positions_BL[:, None, :]
+    shown = mask.shows(q_context.positions_BL[:, :, None], k_context.positions_BL[:, None, :])
     q_seg, k_seg = q_context.segments_BL[:, :, None], k_context.segments_BL[:, None, :]
-    inside = (lower[:, :, None] <= k_pos) & (k_pos <= upper[:, :, None])
-    return inside & (q_seg == k_seg) & (k_seg > 0)
+    return shown & (q_seg == k_seg) & (k_seg > 0)

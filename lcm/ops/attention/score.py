@@ -6,7 +6,7 @@ backend may call it on a whole score tensor or on one tile of one head, so it mu
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +62,27 @@ def compose(*mods: ScoreMod | None) -> ScoreMod | None:
     """One modification for several, leaving out `None`; `None` if nothing is left."""
     given = tuple(mod for mod in mods if mod is not None)
     return given[0] if len(given) == 1 else Compose(given) if given else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+    """The form of a tree of score modifications without its arrays; static under `jax.jit`."""
+
+    tree: Any
+    floating: tuple[bool, ...]
+
+    def join(self, weights: tuple[Array, ...], constants: tuple[Array, ...]) -> Any:
+        """The tree again, around the arrays that `split` took out."""
+        given, fixed = iter(weights), iter(constants)
+        leaves = [next(given if is_float else fixed) for is_float in self.floating]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def split(mods: Any) -> tuple[Leaves, tuple[Array, ...], tuple[Array, ...]]:
+    """A tree of modifications as its form, its parameters and its arrays without a gradient."""
+    leaves, tree = jax.tree.flatten(mods)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    floating = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    weights = tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float)
+    constants = tuple(leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float)
+    return Leaves(tree, floating), weights, constants
