@@ -23,3 +23,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, such as after a loss that is not a number."""
+
+
+class CompileError(UserError):
+    """A program cannot be compiled for the machine that is asked for."""

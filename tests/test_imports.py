@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": TENSORS | {"data", "parallel", "config"},
     "evaluation": TENSORS | {"data", "parallel", "config", "training"},
     "report": TENSORS | {"data", "parallel", "config", "training", "evaluation"},
+    "aot": BASE,
     "reproduce": TENSORS | {"data", "parallel", "config", "training", "evaluation", "report"},
 }
 ALLOWED["cli"] = set(ALLOWED)

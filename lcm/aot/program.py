@@ -1,0 +1,86 @@
+"""A callable compiled ahead of time for a TPU topology: whether it fits, and what it computes."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lcm.aot import flops
+from lcm.aot.flops import Work
+from lcm.aot.topology import mesh as make_mesh
+from lcm.errors import CompileError
+
+
+class Program(NamedTuple):
+    """What compilation tells. Bytes are those of one device, `work` that of all together.
+
+    arguments, outputs, temporaries: bytes; `shared` of the outputs lie in donated arguments.
+    work: FLOPs counted in the jaxpr, loops as often as they run.
+    compiled: the executable, for `as_text()`, its HLO, and XLA's own `cost_analysis()`.
+    seconds: compilation took.
+    """
+
+    topology: str
+    devices: int
+    arguments: int
+    outputs: int
+    shared: int
+    temporaries: int
+    work: Work
+    compiled: jax.stages.Compiled
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a device in use at once, the program itself left out."""
+        return self.arguments + self.outputs - self.shared + self.temporaries
+
+
+def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **options: Any) -> Program:
+    """Compiles `fn(*args)` for a TPU that need not be here.
+
+    Args:
+        fn: a function, or one that is jitted already.
+        args: trees of arrays or `jax.ShapeDtypeStruct`s. Those without a sharding on the mesh are
+            whole on each device.
+        topology: a name for one device of that kind, or a mesh of `aot.mesh`.
+        options: of `jax.jit`, such as `donate_argnums` and `out_shardings`.
+
+    Raises:
+        CompileError: for topologies that do not exist, and where the compiler refuses: a kernel
+            that needs more VMEM than there is, a program larger than the memory.
+    """
+    mesh = make_mesh(topology) if isinstance(topology, str) else topology
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        own = getattr(x, "sharding", None)
+        here = isinstance(own, NamedSharding) and own.mesh == mesh
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own if here else everywhere)
+
+    args = jax.tree.map(place, args)
+    start = time.monotonic()
+    try:
+        traced = jax.jit(fn, **options).trace(*args)
+        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise CompileError(f"the TPU compiler refuses {_name(fn)}: {error}") from error
+    seconds = time.monotonic() - start
+    used = compiled.memory_analysis()
+    return Program(
+        topology if isinstance(topology, str) else mesh.devices.flat[0].device_kind,
+        mesh.size,
+        used.argument_size_in_bytes,
+        used.output_size_in_bytes,
+        used.alias_size_in_bytes,
+        used.temp_size_in_bytes,
+        flops.work(fn, *args),
+        compiled,
+        seconds,
+    )
+
+
+def _name(fn: Callable) -> str:
+    return getattr(fn, "__qualname__", repr(fn))

@@ -1,0 +1,53 @@
+"""TPU slices by name, described by libtpu without the hardware."""
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from lcm.errors import CompileError
+
+EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:2x2, v6e:16x16, tpu7x:2x2x1"
+
+
+def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("device",)) -> Mesh:
+    """A mesh over the first devices of a TPU slice.
+
+    Args:
+        topology: generation and chips, such as "v5e:4x4". A single chip is the first of a slice.
+        shape: devices along each axis.
+        names: of the axes.
+
+    Raises:
+        CompileError: if libtpu is missing, or has no such topology, or it has too few devices.
+    """
+    devices = _devices(topology)
+    count = math.prod(shape)
+    if count > len(devices):
+        raise CompileError(
+            f"a mesh of {'x'.join(map(str, shape))} needs {count} devices, topology {topology} has "
+            f"{len(devices)}: take a larger one"
+        )
+    return Mesh(np.array(devices[:count]).reshape(shape), tuple(names))
+
+
+def _devices(topology: str) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise CompileError(
+            "compiling for a TPU needs libtpu, which is not installed: pip install 'jax[tpu]'"
+        )
+    # Nothing is asked of a metadata server, and compilations may run beside each other.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # of several kinds, all from libtpu
+        line = str(error).splitlines()[0]
+        raise CompileError(
+            f"topology {topology!r} is none that libtpu knows ({line}): take one such as {EXAMPLES}"
+        ) from error
