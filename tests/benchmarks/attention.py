@@ -15,7 +15,7 @@
     dense               MB of our own reference backend, up to 8192
 
 Every figure is a process of its own on the same two cores, sides take turns, printed are medians
-over rounds. A side that runs out of memory shows as a dash.
+over rounds. A side that needs more memory than `--gigabytes` shows as a dash.
 
 `masks`: seconds on the host for a causal window of 4096 in blocks of 512, on rows packed with
 documents of 1000 tokens:
@@ -31,6 +31,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -128,10 +129,14 @@ def compare(length: int, backward: bool, given: argparse.Namespace, log: Any) ->
         for side in SIDES if length <= DENSE else SIDES[:-1]:
             python = given.torch if side == "torch" else sys.executable
             command = [python, __file__, "run", str(length), f"--side={side}"]
-            command += [f"--seconds={given.seconds}", *(["--backward"] if backward else [])]
+            command += [
+                f"--seconds={given.seconds}",
+                f"--gigabytes={given.gigabytes}",
+                *(["--backward"] if backward else []),
+            ]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
-                print(done.stderr[-400:], file=sys.stderr)
+                print(side, length, done.stderr.strip().splitlines()[-1][:200], file=sys.stderr)
                 continue
             found[side].append(json.loads(done.stdout.splitlines()[-1]))
             log.write(done.stdout.splitlines()[-1] + "\n")
@@ -243,6 +248,7 @@ def main() -> None:
     runs.add_argument("lengths", nargs="*", type=int)
     runs.add_argument("--rounds", type=int, default=3)
     runs.add_argument("--seconds", type=float, default=1.0, help="of runs, a measurement")
+    runs.add_argument("--gigabytes", type=int, default=16, help="a process may have")
     runs.add_argument("--torch", default=sys.executable, help="a Python that has torch")
     runs.add_argument("--json", default=os.devnull, help="file for one line per measurement")
     runs.add_argument("--side", choices=SIDES, help="measure one side in this process")
@@ -254,6 +260,7 @@ def main() -> None:
     given = parser.parse_args()
     if getattr(given, "side", None):
         (length,) = given.lengths
+        resource.setrlimit(resource.RLIMIT_AS, (given.gigabytes << 30, given.gigabytes << 30))
         print(json.dumps(measure(given.side, length, given.backward, given.seconds)))
         return
     given.command(given)
