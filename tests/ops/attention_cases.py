@@ -20,11 +20,12 @@ MASKS = {
 }
 
 
-def small_blocks(monkeypatch, scanned=False):
+def small_blocks(monkeypatch, looped=False):
     """Blocks small enough that rows of 37 have several and the last is not full."""
+    monkeypatch.setattr(blockwise, "SHORT", 0 if looped else 1024)
+    monkeypatch.setattr(blockwise, "SMALL", 16)
     monkeypatch.setattr(blockwise, "QUERIES", 16)
-    monkeypatch.setattr(blockwise, "KEYS", 24)
-    monkeypatch.setattr(blockwise, "UNROLLED", 1 if scanned else 8)
+    monkeypatch.setattr(blockwise, "KEYS", 16)
 
 
 def arrays(length=21, slots=21, heads=4, kv_heads=2, size=16, batch=2, dtype=jnp.float32, seed=0):

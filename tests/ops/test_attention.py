@@ -22,7 +22,6 @@ from lcm.ops.attention import (
     LinearBias,
     Part,
     SoftCap,
-    blockwise,
     causal,
     compose,
     sinks,
@@ -60,10 +59,10 @@ def test_masks_on_packed_rows(backend, name):
     run_mask(backend, name)
 
 
-@pytest.mark.parametrize("name", ["causal", "window", "beyond"])
-def test_many_blocks_are_scanned(backend, name, monkeypatch):
-    monkeypatch.setattr(blockwise, "UNROLLED", 1)
-    run_mask(backend, name)
+@pytest.mark.parametrize("name", ["all", "causal", "window", "beyond", "chunks"])
+def test_long_rows_are_looped_over(name, monkeypatch):
+    small_blocks(monkeypatch, looped=True)
+    run_mask("blockwise", name)
 
 
 def run_mask(backend, name):
@@ -152,7 +151,7 @@ def gradients(backend, mask, where, arrays, slopes):
     "name, many", [("causal", False), ("window", True), ("prefix", True), ("sinks", True)]
 )
 def test_gradients_equal_the_reference(name, many, monkeypatch):
-    small_blocks(monkeypatch, scanned=many)
+    small_blocks(monkeypatch, looped=many)
     q, k, v = arrays(length=37, slots=37)
     q2, k2, _ = arrays(length=37, slots=37, seed=1)
     given = packed(37), (q, k, q2, k2, v), jnp.array([0.5, 0.25, 0.1, 0.0])

@@ -28,8 +28,13 @@ from lcm.ops.attention.score import Leaves, split
 from lcm.ops.recompute import after
 from lcm.types import Array, Context, Values
 
-QUERIES, KEYS = 128, 1024  # largest block of queries, largest span of keys
-UNROLLED = 8  # query blocks up to which the loop is written out and spans end where the mask does
+QUERIES, KEYS = (
+    256,
+    512,
+)  # largest block of queries, largest span of keys, where they are looped over
+# Up to SHORT tokens there are no loops: blocks of SMALL queries are written out, each with one span
+# of keys that ends where the mask does. On a CPU that is faster until compilation takes over.
+SHORT, SMALL = 1024, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,7 @@ class _Plan:
     queries: int
     keys: int
     slots: int
+    looped: bool
     skip: tuple[int | None, int | None]
 
 
@@ -73,11 +79,13 @@ def attend(
     """
     batch, length, heads, size = parts[0].q_BLHK.shape
     slots, kv_heads = v_BSGK.shape[1:3]
-    queries, keys = _block(length, QUERIES), _block(slots, KEYS)
+    looped = max(length, slots) > SHORT
+    queries = _block(length, QUERIES if looped else SMALL)
+    keys = _block(slots, KEYS) if looped else slots
     mods, weights, constants = split(tuple(part.score_mod for part in parts))
     masks = tuple(part.mask for part in parts)
     skip = _union(masks) if q_context is k_context else (None, None)
-    plan = _Plan(masks, mods, queries, keys, slots, skip)
+    plan = _Plan(masks, mods, queries, keys, slots, looped, skip)
 
     def query_blocks(q_BLHK: Array) -> Array:
         q = _padded(q_BLHK * scale, queries).reshape(batch, -1, kv_heads, heads // kv_heads, size)
@@ -144,7 +152,7 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, An
             lse.transpose(0, 3, 1, 2),
         )
 
-    _, (out, lse) = _over_queries(block, None, length // plan.queries)
+    _, (out, lse) = _over_queries(plan, block, None, length)
     out = jnp.moveaxis(out, 0, 1).reshape(batch, length, kv_heads * shared, -1)
     lse = jnp.moveaxis(lse, 0, 1).reshape(batch, length, kv_heads * shared)
     return Partial(out, lse), (inputs, places, out, lse)
@@ -197,7 +205,7 @@ def _backward(plan: _Plan, kept: tuple, d: Partial) -> tuple[_Inputs, None]:
     transposed = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)  # noqa: E731
     empty = tuple(map(transposed, inputs.k)), transposed(inputs.v)
     empty = *empty, tuple(map(jnp.zeros_like, inputs.weights))
-    (d_k, d_v, d_weights), d_q = _over_queries(block, empty, length // plan.queries)
+    (d_k, d_v, d_weights), d_q = _over_queries(plan, block, empty, length)
     back = lambda d, x: d.swapaxes(2, 3).astype(x.dtype)  # noqa: E731
     d_q = tuple(jnp.moveaxis(d, 0, 3).reshape(q.shape) for d, q in zip(d_q, inputs.q, strict=True))
     return _Inputs(d_q, tuple(map(back, d_k, inputs.k)), back(d_v, inputs.v), d_weights), None
@@ -232,9 +240,12 @@ def _tile(
     return raw.reshape(*q.shape[:4], width), mod, seen
 
 
-def _over_queries(block: Callable[[Any, Any], tuple], carry: Any, count: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` over block numbers, written out with Python integers where they are few."""
-    if count > UNROLLED:
+def _over_queries(
+    plan: _Plan, block: Callable[[Any, Any], tuple], carry: Any, length: int
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over block numbers, or written out with Python integers."""
+    count = length // plan.queries
+    if plan.looped:
         return jax.lax.scan(lambda carry, i: block(i, carry), carry, jnp.arange(count))
     results = []
     for i in range(count):
@@ -246,16 +257,18 @@ def _over_queries(block: Callable[[Any, Any], tuple], carry: Any, count: int) ->
 def _over_keys(plan: _Plan, i: int | Array, span: Callable, carry: Any) -> Any:
     """`carry = span(start, width, carry)` over the spans of keys that block `i` may see."""
     below, above = plan.skip
-    first, stop = 0, plan.slots
-    pick = (max, min) if isinstance(i, int) else (jnp.maximum, jnp.minimum)
-    if below is not None:
-        first = pick[0](first, i * plan.queries + below)
-    if above is not None:
-        stop = pick[1](stop, (i + 1) * plan.queries + above)
-    if isinstance(i, int):
-        for start in range(first, stop, plan.keys):
-            carry = span(start, min(plan.keys, stop - start), carry)
-        return carry
+    pick = (jnp.maximum, jnp.minimum) if plan.looped else (max, min)
+    first = 0 if below is None else pick[0](0, i * plan.queries + below)
+    stop = plan.slots if above is None else pick[1](plan.slots, (i + 1) * plan.queries + above)
+    if not plan.looped:
+        return span(first, stop - first, carry) if first < stop else carry
+    if None not in plan.skip:
+        count = -(-(plan.queries + above - below) // plan.keys)
+        width = -(-(plan.queries + above - below) // count)
+        if count * width <= plan.slots:  # for every block as many keys, from where its reach begins
+            first = jnp.clip(first, 0, plan.slots - count * width)
+            step = lambda j, carry: span(first + j * width, width, carry)  # noqa: E731
+            return jax.lax.fori_loop(0, count, step, carry)
     blocks = first // plan.keys, -(-stop // plan.keys)
     return jax.lax.fori_loop(*blocks, lambda j, c: span(j * plan.keys, plan.keys, c), carry)
 
