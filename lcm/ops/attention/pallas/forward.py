@@ -1,0 +1,161 @@
+"""Forward kernel: online softmax over the blocks of keys that a block of queries may see.
+
+    m' = max(m, max_j s_j)    l' = 2^(m - m') l + sum_j 2^(s_j - m')    (s to base 2)
+    o' = 2^(m - m') o + sum_j 2^(s_j - m') v_j
+
+Rows of `m` are repeated along lanes. `l` keeps one partial sum a lane: they are added once, at the
+end, since sums along lanes are dear (Dao et al., arXiv:2205.14135, on the layout of a TPU).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lcm.ops.attention.pallas import plan as plans
+from lcm.ops.attention.pallas.kernel import (
+    FLOOR,
+    LN2,
+    Ref,
+    Runs,
+    dot,
+    each_part,
+    numbers,
+    scores,
+    visible,
+)
+from lcm.ops.attention.pallas.plan import LANES, Plan
+from lcm.ops.attention.pallas.tiles import POSITION
+from lcm.types import Array
+
+
+def forward(
+    plan: Plan,
+    q: tuple[Array, ...],
+    k: tuple[Array, ...],
+    v: Array,
+    q_info: Array,
+    k_info: Array,
+    table: Array,
+    steps: Array,
+    integers: Array,
+    floats: Array,
+) -> tuple[Array, Array]:
+    """Output `[B, H, L, K]` and log-sum-exp `[B, H, 1, L]`, from queries scaled to base 2."""
+    batch, heads, length, size = q[0].shape
+    blocks = length // plan.queries
+    runs = Runs(batch, blocks)
+
+    def of_queries(b, h, i, t, *_):
+        return b, h, i, 0
+
+    def of_keys(part: int | None):
+        def index(b, h, i, t, table, *_):
+            return b, h // plan.shared, runs.loaded(table, b, i, t, part), 0
+
+        return pl.BlockSpec((None, None, plan.keys, size), index)
+
+    queries = pl.BlockSpec((None, None, plan.queries, size), of_queries)
+    rows, columns = q_info.shape[1], k_info.shape[1]
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(batch, heads, blocks, steps),
+        in_specs=[
+            pl.BlockSpec((None, rows, plan.queries), lambda b, h, i, t, *_: (b, 0, i)),
+            pl.BlockSpec(
+                (None, columns, plan.keys),
+                lambda b, h, i, t, table, *_: (b, 0, runs.loaded(table, b, i, t)),
+            ),
+            *[queries] * len(q),
+            *[of_keys(n) for n in range(len(k))],
+            of_keys(None),
+        ],
+        out_specs=[
+            queries,
+            pl.BlockSpec((None, None, 1, plan.queries), lambda b, h, i, t, *_: (b, h, 0, i)),
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((plan.queries, LANES), jnp.float32),
+            pltpu.VMEM((plan.queries, LANES), jnp.float32),
+            pltpu.VMEM((plan.queries, size), jnp.float32),
+            pltpu.VMEM((plan.queries, rows), jnp.int32),
+        ],
+    )
+    out = (
+        jax.ShapeDtypeStruct((batch, heads, length, size), v.dtype),
+        jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
+    )
+    return pl.pallas_call(
+        functools.partial(_kernel, plan, runs),
+        grid_spec=grid,
+        out_shape=out,
+        compiler_params=plans.parameters(3, 1),
+        cost_estimate=plans.cost(plan, (*q, *k, v), out, matmuls=2),
+        interpret=plan.interpret,
+        name="attention_forward",
+    )(table, integers, floats, q_info, k_info, *q, *k, v)
+
+
+def _kernel(
+    plan: Plan,
+    runs: Runs,
+    table: Ref,
+    integers: Ref,
+    floats: Ref,
+    q_info: Ref,
+    k_info: Ref,
+    *refs: Ref,
+) -> None:
+    count = len(plan.rows)
+    q, k, (v, out, lse, top, total, acc, columns) = (
+        refs[:count],
+        refs[count : 2 * count],
+        refs[2 * count :],
+    )
+    b, h, i, t = (pl.program_id(axis) for axis in range(4))
+
+    @pl.when(t == 0)
+    def _():
+        top[...] = jnp.full_like(top, FLOOR)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
+        columns[...] = q_info[...].T
+
+    def add(n: int, masked: bool) -> None:
+        of_query = lambda row: columns[:, row : row + 1]  # noqa: E731
+        of_key = lambda row: k_info[row : row + 1]  # noqa: E731
+        modify = None
+        if (mod := plan.mods[n]) is not None:
+            own = numbers(plan, n, integers, floats, h)
+            modify = lambda raw: mod.by_query(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
+        seen = visible(plan, n, of_query, of_key) if masked else None
+        score = scores(dot(q[n][...], k[n][...], (1, 1)), modify, seen)
+        before = top[...]
+        highest = jnp.maximum(before, score.max(-1, keepdims=True))
+        weights = jnp.exp2(score - _wide(highest, score.shape[1]))
+        fade = jnp.exp2(before - highest)
+        top[...] = highest
+        total[...] = total[...] * fade + _lanes(weights)
+        acc[...] = acc[...] * _wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
+
+    each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
+
+    @pl.when(t == pl.num_programs(3) - 1)
+    def _():
+        sums = total[...].sum(-1, keepdims=True)
+        some = sums > 0
+        out[...] = (acc[...] / jnp.where(some, sums, 1.0)).astype(out.dtype)
+        logs = jnp.where(some, top[...] * LN2 + jnp.log(jnp.where(some, sums, 1.0)), -jnp.inf)
+        lse[...] = logs.T[:1]
+
+
+def _wide(x: Array, columns: int) -> Array:
+    """A value repeated along lanes, for so many columns."""
+    return jnp.tile(x, (1, pl.cdiv(columns, LANES)))[:, :columns]
+
+
+def _lanes(x: Array) -> Array:
+    """Sums over columns of equal lane."""
+    return sum(x[:, at : at + LANES] for at in range(0, x.shape[1], LANES))
