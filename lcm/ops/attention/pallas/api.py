@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention.part import Part
-from lcm.ops.attention.pallas import modification, tiles
+from lcm.ops.attention.pallas import backward, modification, tiles
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
@@ -96,7 +96,23 @@ def _forward(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[tuple[Array,
 
 
 def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs, None]:
-    raise NotImplementedError
+    inputs, places, out, lse = kept
+    d_out, d_lse = d
+    some = lse > -jnp.inf
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    given = backward.Given(
+        *inputs,
+        d_out,
+        jnp.where(some, lse * LOG2E, 0.0)[:, :, None],
+        (delta - jnp.where(some, d_lse, 0.0))[:, :, None],
+        places.q_info,
+        places.k_info,
+        places.integers,
+    )
+    run = places.tiles
+    d_q, d_floats = backward.of_queries(plan, given, run.by_query, run.key_steps)
+    d_k, d_v = backward.of_keys(plan, given, run.by_key, run.query_steps)
+    return _Inputs(d_q, d_k, d_v, d_floats), None
 
 
 _attention.defvjp(_forward, _backward)

@@ -18,6 +18,7 @@ from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.kernel import (
     FLOOR,
     LN2,
+    QueryGrid,
     Ref,
     Runs,
     dot,
@@ -25,6 +26,7 @@ from lcm.ops.attention.pallas.kernel import (
     numbers,
     scores,
     visible,
+    wide,
 )
 from lcm.ops.attention.pallas.plan import LANES, Plan
 from lcm.ops.attention.pallas.tiles import POSITION
@@ -48,34 +50,19 @@ def forward(
     blocks = length // plan.queries
     runs = Runs(batch, blocks)
 
-    def of_queries(b, h, i, t, *_):
-        return b, h, i, 0
-
-    def of_keys(part: int | None):
-        def index(b, h, i, t, table, *_):
-            return b, h // plan.shared, runs.loaded(table, b, i, t, part), 0
-
-        return pl.BlockSpec((None, None, plan.keys, size), index)
-
-    queries = pl.BlockSpec((None, None, plan.queries, size), of_queries)
+    blocked = QueryGrid(plan, runs, size)
     rows, columns = q_info.shape[1], k_info.shape[1]
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=3,
         grid=(batch, heads, blocks, steps),
         in_specs=[
-            pl.BlockSpec((None, rows, plan.queries), lambda b, h, i, t, *_: (b, 0, i)),
-            pl.BlockSpec(
-                (None, columns, plan.keys),
-                lambda b, h, i, t, table, *_: (b, 0, runs.loaded(table, b, i, t)),
-            ),
-            *[queries] * len(q),
-            *[of_keys(n) for n in range(len(k))],
-            of_keys(None),
+            blocked.q_info(rows),
+            blocked.k_info(columns),
+            *[blocked.queries() for _ in q],
+            *[blocked.keys(n) for n in range(len(k))],
+            blocked.keys(),
         ],
-        out_specs=[
-            queries,
-            pl.BlockSpec((None, None, 1, plan.queries), lambda b, h, i, t, *_: (b, h, 0, i)),
-        ],
+        out_specs=[blocked.queries(), blocked.statistic()],
         scratch_shapes=[
             pltpu.VMEM((plan.queries, LANES), jnp.float32),
             pltpu.VMEM((plan.queries, LANES), jnp.float32),
@@ -126,19 +113,18 @@ def _kernel(
     def add(n: int, masked: bool) -> None:
         of_query = lambda row: columns[:, row : row + 1]  # noqa: E731
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
-        modify = None
-        if (mod := plan.mods[n]) is not None:
+        raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
+        if mod is not None:
             own = numbers(plan, n, integers, floats, h)
-            modify = lambda raw: mod.by_query(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
-        seen = visible(plan, n, of_query, of_key) if masked else None
-        score = scores(dot(q[n][...], k[n][...], (1, 1)), modify, seen)
+            raw = mod.by_query(raw, of_query(POSITION), of_key(POSITION), *own)
+        score = scores(raw, mod is not None, visible(plan, n, of_query, of_key) if masked else None)
         before = top[...]
         highest = jnp.maximum(before, score.max(-1, keepdims=True))
-        weights = jnp.exp2(score - _wide(highest, score.shape[1]))
+        weights = jnp.exp2(score - wide(highest, score.shape[1]))
         fade = jnp.exp2(before - highest)
         top[...] = highest
         total[...] = total[...] * fade + _lanes(weights)
-        acc[...] = acc[...] * _wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
+        acc[...] = acc[...] * wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
 
     each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
 
@@ -149,11 +135,6 @@ def _kernel(
         out[...] = (acc[...] / jnp.where(some, sums, 1.0)).astype(out.dtype)
         logs = jnp.where(some, top[...] * LN2 + jnp.log(jnp.where(some, sums, 1.0)), -jnp.inf)
         lse[...] = logs.T[:1]
-
-
-def _wide(x: Array, columns: int) -> Array:
-    """A value repeated along lanes, for so many columns."""
-    return jnp.tile(x, (1, pl.cdiv(columns, LANES)))[:, :columns]
 
 
 def _lanes(x: Array) -> Array:

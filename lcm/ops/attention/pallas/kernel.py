@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from lcm.ops.attention.pallas.plan import Plan
+from lcm.ops.attention.pallas.plan import LANES, Plan
 from lcm.ops.attention.pallas.tiles import POSITION, SEGMENT
 from lcm.types import Array
 
@@ -47,6 +47,82 @@ class Runs:
         return (first <= j) & (j <= last) & ~plain, plain
 
 
+@dataclasses.dataclass(frozen=True)
+class QueryGrid:
+    """Blocks of arrays on a grid of (batch, query head, block of queries, step)."""
+
+    plan: Plan
+    runs: Runs
+    size: int
+
+    def queries(self) -> pl.BlockSpec:
+        shape = None, None, self.plan.queries, self.size
+        return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, h, i, 0))
+
+    def keys(self, part: int | None = None) -> pl.BlockSpec:
+        """Keys of a part, or values."""
+
+        def index(b: Array, h: Array, i: Array, t: Array, table: Ref, *_: Ref) -> tuple:
+            group = jax.lax.div(h, self.plan.shared)
+            return b, group, self.runs.loaded(table, b, i, t, part), 0
+
+        return pl.BlockSpec((None, None, self.plan.keys, self.size), index)
+
+    def statistic(self) -> pl.BlockSpec:
+        """One number per query, `[B, H, 1, L]`."""
+        shape = None, None, 1, self.plan.queries
+        return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, h, 0, i))
+
+    def q_info(self, rows: int) -> pl.BlockSpec:
+        shape = None, rows, self.plan.queries
+        return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, 0, i))
+
+    def k_info(self, rows: int) -> pl.BlockSpec:
+        def index(b: Array, h: Array, i: Array, t: Array, table: Ref, *_: Ref) -> tuple:
+            return b, 0, self.runs.loaded(table, b, i, t)
+
+        return pl.BlockSpec((None, rows, self.plan.keys), index)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyGrid:
+    """Blocks on a grid of (batch, key head, block of keys, query head of it, step)."""
+
+    plan: Plan
+    runs: Runs
+    size: int
+
+    def queries(self, part: int | None = None) -> pl.BlockSpec:
+        """Queries of a part, or gradients of the output."""
+
+        def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
+            return b, g * self.plan.shared + r, self.runs.loaded(table, b, j, t, part), 0
+
+        return pl.BlockSpec((None, None, self.plan.queries, self.size), index)
+
+    def keys(self) -> pl.BlockSpec:
+        shape = None, None, self.plan.keys, self.size
+        return pl.BlockSpec(shape, lambda b, g, j, r, t, *_: (b, g, j, 0))
+
+    def statistic(self) -> pl.BlockSpec:
+        """One number per query, `[B, H, 1, L]`."""
+
+        def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
+            return b, g * self.plan.shared + r, 0, self.runs.loaded(table, b, j, t)
+
+        return pl.BlockSpec((None, None, 1, self.plan.queries), index)
+
+    def q_info(self, rows: int) -> pl.BlockSpec:
+        def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
+            return b, 0, self.runs.loaded(table, b, j, t)
+
+        return pl.BlockSpec((None, rows, self.plan.queries), index)
+
+    def k_info(self, rows: int) -> pl.BlockSpec:
+        shape = None, rows, self.plan.keys
+        return pl.BlockSpec(shape, lambda b, g, j, r, t, *_: (b, 0, j))
+
+
 def each_part(
     plan: Plan, runs: Runs, table: Ref, at: tuple, body: Callable[[int, bool], None]
 ) -> None:
@@ -69,9 +145,9 @@ def numbers(plan: Plan, n: int, integers: Ref, floats: Ref, head: Array) -> tupl
     )
 
 
-def scores(raw: Array, modify: Callable | None, seen: Array | None) -> Array:
-    """Scores to base 2 of a tile; without a modification queries carry the factor already."""
-    score = raw if modify is None else modify(raw) * LOG2E
+def scores(score: Array, modified: bool, seen: Array | None) -> Array:
+    """To base 2, -inf where hidden; unless modified, queries carry the factor already."""
+    score = score * LOG2E if modified else score
     return score if seen is None else jnp.where(seen, score, -jnp.inf)
 
 
@@ -81,6 +157,11 @@ def visible(plan: Plan, n: int, q: Callable[[int], Array], k: Callable[[int], Ar
     lower, upper = plan.rows[n]
     seen = seen if lower is None else seen & (q(lower) <= k(POSITION))
     return seen if upper is None else seen & (k(POSITION) <= q(upper))
+
+
+def wide(x: Array, columns: int) -> Array:
+    """A value repeated along lanes, for so many columns."""
+    return jnp.tile(x, (1, pl.cdiv(columns, LANES)))[:, :columns]
 
 
 def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
