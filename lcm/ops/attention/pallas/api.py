@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lcm.ops.attention.part import Part
-from lcm.ops.attention.pallas import backward, modification, tiles
+from lcm.ops.attention.pallas import backward, tiles
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
+from lcm.ops.attention.pallas.modification import Modification
 from lcm.ops.attention.pallas.plan import Plan
+from lcm.ops.attention.part import Part
 from lcm.types import Array, Context, Queries, Values
 
 
@@ -44,7 +45,7 @@ def attend(
     Raises:
         ValueError: if a score modification looks up an array by position.
     """
-    batch, length, heads, size = parts[0].q_BLHK.shape
+    length, heads, size = parts[0].q_BLHK.shape[1:]
     slots, kv_heads = v_BSGK.shape[1:3]
     largest = plans.largest(size, v_BSGK.dtype)
     queries, keys = plans.block(length, largest), plans.block(slots, largest)
@@ -55,12 +56,18 @@ def attend(
     near = tiles.inside(band, q_info.shape[2] // queries, k_info.shape[2] // keys, queries, keys)
     live, plain = tiles.kinds(q_info, k_info, rows, queries, keys)
     mods = tuple(
-        None if part.score_mod is None else modification.split(part.score_mod, queries, keys)
-        for part in parts
+        None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
     )
     integers, floats = _numbers(parts, mods, heads)
     plan = Plan(
-        heads, kv_heads, queries, keys, rows, mods, int(near.sum()) * queries * keys, plans.interpret
+        heads,
+        kv_heads,
+        queries,
+        keys,
+        rows,
+        mods,
+        int(near.sum()) * queries * keys,
+        plans.interpret,
     )
 
     def query_blocks(part: Part) -> Array:
@@ -152,8 +159,8 @@ def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, A
     for part, mod in zip(parts, mods, strict=True):
         if mod is not None:
             leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(part.score_mod)]
-            for x in mod.numbers(leaves, heads):
-                (floats if jnp.issubdtype(x.dtype, jnp.floating) else integers).append(x)
+            whole, real = mod.numbers(leaves, heads)
+            integers, floats = integers + whole, floats + real
     integers = [x.astype(jnp.int32) for x in integers] or [jnp.zeros(1, jnp.int32)]
     floats = [x.astype(jnp.float32) for x in floats] or [jnp.zeros(1)]
     return jnp.concatenate(integers), jnp.concatenate(floats)

@@ -57,7 +57,7 @@ def of_queries(
     runs = Runs(batch, length // plan.queries)
     blocked = QueryGrid(plan, runs, size)
     rows, columns = given.q_info.shape[1], given.k_info.shape[1]
-    floats = max(1, sum(len(mod.floats) for mod in plan.mods if mod is not None))
+    floats = max(1, plan.slots(len(plan.mods))[1])
     arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
     out = (
         *[jax.ShapeDtypeStruct(q.shape, q.dtype) for q in given.q],
@@ -142,7 +142,7 @@ def _query_kernel(
         raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
             whole, real = numbers(plan, n, integers, floats, h)
-            modify = lambda raw, *real: mod.by_query(  # noqa: E731
+            modify = lambda raw, *real: mod(  # noqa: E731
                 raw, of_query(POSITION), of_key(POSITION), whole, real
             )
             raw, pull = jax.vjp(modify, raw, *real)
@@ -238,7 +238,7 @@ def _key_kernel(
         raw, mod = dot(k[n][...], q[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
             own = numbers(plan, n, integers, floats, g * plan.shared + r)
-            modify = lambda raw: mod.by_key(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
+            modify = lambda raw: mod(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
             raw, pull = jax.vjp(modify, raw)
         seen = visible(plan, n, of_query, of_key) if masked else None
         p = jnp.exp2(scores(raw, mod is not None, seen) - lse[...])

@@ -32,6 +32,8 @@ from lcm.ops.attention.pallas.plan import LANES, Plan
 from lcm.ops.attention.pallas.tiles import POSITION
 from lcm.types import Array
 
+ROWS = 128  # of a tile at once
+
 
 def forward(
     plan: Plan,
@@ -111,30 +113,38 @@ def _kernel(
         columns[...] = q_info[...].T
 
     def add(n: int, masked: bool) -> None:
-        of_query = lambda row: columns[:, row : row + 1]  # noqa: E731
+        """Some rows at a time, with the matmul of the next ones already under way."""
+        spans = [pl.ds(at, ROWS) for at in range(0, plan.queries, ROWS)]
+        raw = dot(q[n][spans[0]], k[n][...], (1, 1))
+        for at, following in zip(spans, [*spans[1:], None], strict=True):
+            ahead = None if following is None else dot(q[n][following], k[n][...], (1, 1))
+            add_rows(n, masked, at, raw)
+            raw = ahead
+
+    def add_rows(n: int, masked: bool, at: pl.Slice, raw: Array) -> None:
+        of_query = lambda row: columns[at, row : row + 1]  # noqa: E731
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
-        raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
-        if mod is not None:
+        if (mod := plan.mods[n]) is not None:
             own = numbers(plan, n, integers, floats, h)
-            raw = mod.by_query(raw, of_query(POSITION), of_key(POSITION), *own)
+            raw = mod(raw, of_query(POSITION), of_key(POSITION), *own)
         score = scores(raw, mod is not None, visible(plan, n, of_query, of_key) if masked else None)
-        before = top[...]
+        before = top[at]
         highest = jnp.maximum(before, score.max(-1, keepdims=True))
-        weights = jnp.exp2(score - wide(highest, score.shape[1]))
+        weights = jnp.exp2(score - wide(highest, plan.keys))
         fade = jnp.exp2(before - highest)
-        top[...] = highest
-        total[...] = total[...] * fade + _lanes(weights)
-        acc[...] = acc[...] * wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
+        top[at] = highest
+        total[at] = total[at] * fade + _lanes(weights)
+        acc[at] = acc[at] * wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
 
     each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
 
     @pl.when(t == pl.num_programs(3) - 1)
     def _():
         sums = total[...].sum(-1, keepdims=True)
-        some = sums > 0
-        out[...] = (acc[...] / jnp.where(some, sums, 1.0)).astype(out.dtype)
-        logs = jnp.where(some, top[...] * LN2 + jnp.log(jnp.where(some, sums, 1.0)), -jnp.inf)
-        lse[...] = logs.T[:1]
+        out[...] = (acc[...] * jnp.where(sums > 0, 1 / sums, 0.0)).astype(out.dtype)
+        row = sums.T  # logarithms of a row, not of a column, which fills one lane in 128
+        logs = jnp.log(row) + top[...].T[:1] * LN2
+        lse[...] = jnp.where(row > 0, logs, -jnp.inf)
 
 
 def _lanes(x: Array) -> Array:

@@ -138,10 +138,10 @@ def numbers(plan: Plan, n: int, integers: Ref, floats: Ref, head: Array) -> tupl
     mod = plan.mods[n]
     if mod is None:
         return (), ()
-    i, f = plan.slots(n)
+    (i, f), (whole, real) = plan.slots(n), mod.counts()
     return (
-        tuple(integers[(i + m) * plan.heads + head] for m in range(len(mod.integers))),
-        tuple(floats[(f + m) * plan.heads + head] for m in range(len(mod.floats))),
+        tuple(integers[(i + m) * plan.heads + head] for m in range(whole)),
+        tuple(floats[(f + m) * plan.heads + head] for m in range(real)),
     )
 
 

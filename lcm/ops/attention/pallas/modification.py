@@ -8,8 +8,8 @@ follows by the chain rule from the gradients of the numbers.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,76 +18,70 @@ from jax.extend import core
 from lcm.ops.attention.score import ScoreMod
 from lcm.types import Array
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Modification:
-    """One modification, split; `integers` and `floats` are (shape, dtype) of its numbers."""
-
-    numbers: Callable[..., list[Array]]
-    by_query: Callable[..., Array]  # tiles of queries by keys
-    by_key: Callable[..., Array]  # tiles of keys by queries
-    integers: tuple[tuple, ...]
-    floats: tuple[tuple, ...]
+LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class _Split:
-    outside: core.ClosedJaxpr
-    inside: core.ClosedJaxpr
-    crossing: tuple[core.Var, ...]
+class Modification:
+    """What is static of a score modification: its class and fields, and shapes of its arrays."""
 
+    name: str
+    tree: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
 
-def split(mod: ScoreMod, queries: int, keys: int) -> Modification:
-    """A modification for tiles of `queries` by `keys`.
+    @classmethod
+    def of(cls, mod: ScoreMod) -> "Modification":
+        """Of a modification.
 
-    Raises:
-        ValueError: if it looks up an array by position, which a kernel cannot.
-    """
-    leaves, tree = jax.tree.flatten(mod)
-    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+        Raises:
+            ValueError: if it looks up an array by position, which a kernel cannot.
+        """
+        leaves, tree = jax.tree.flatten(mod)
+        shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+        self = cls(type(mod).__name__, tree, tuple(shapes))
+        self._split((8, 1), (1, LANES))
+        return self
 
-    def by(q_shape: tuple, k_shape: tuple) -> _Split:
-        def call(leaves: list, head: Array, score: Array, q_pos: Array, k_pos: Array) -> Array:
-            return jax.tree.unflatten(tree, leaves)(score, q_pos, k_pos, head)
+    def numbers(self, leaves: Sequence[Array], heads: int) -> tuple[list[Array], list[Array]]:
+        """Integers and floats that enter the kernel, each for all heads."""
+        outside = core.jaxpr_as_fun(self._split((8, 1), (1, LANES)).outside)
+        values = jax.vmap(lambda head: outside(*leaves, head))(jnp.arange(heads, dtype=jnp.int32))
+        values = [value.reshape(heads) for value in values]
+        return [x for x in values if not _floating(x)], [x for x in values if _floating(x)]
+
+    def counts(self) -> tuple[int, int]:
+        """How many integers and floats enter the kernel."""
+        crossing = self._split((8, 1), (1, LANES)).crossing
+        floats = sum(_floating(v.aval) for v in crossing)
+        return len(crossing) - floats, floats
+
+    def __call__(
+        self, score: Array, q_pos: Array, k_pos: Array, integers: tuple, floats: tuple
+    ) -> Array:
+        """The modified scores of a tile of one head, either way round, from scalars."""
+        split = self._split(q_pos.shape, k_pos.shape)
+        integers, floats = iter(integers), iter(floats)
+        given = []
+        for v in split.crossing:
+            x = next(floats if _floating(v.aval) else integers)
+            x = x != 0 if v.aval.dtype == jnp.bool_ else x.astype(v.aval.dtype)
+            given.append(jnp.broadcast_to(x, v.aval.shape) if v.aval.shape else x)
+        return core.jaxpr_as_fun(split.inside)(*given, score, q_pos, k_pos)[0]
+
+    def _split(self, q_shape: tuple[int, int], k_shape: tuple[int, int]) -> "_Split":
+        def call(leaves: tuple, head: Array, score: Array, q_pos: Array, k_pos: Array) -> Array:
+            return jax.tree.unflatten(self.tree, leaves)(score, q_pos, k_pos, head)
 
         integer = lambda shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
         score = jax.ShapeDtypeStruct(jnp.broadcast_shapes(q_shape, k_shape), jnp.float32)
-        args = shapes, integer(()), score, integer(q_shape), integer(k_shape)
-        return _split(jax.make_jaxpr(call)(*args), type(mod).__name__)
-
-    by_query, by_key = by((queries, 1), (1, keys)), by((1, queries), (keys, 1))
-    kinds = [(v.aval.shape, v.aval.dtype) for v in by_query.crossing]
-    is_float = [jnp.issubdtype(dtype, jnp.floating) for _, dtype in kinds]
-
-    def numbers(leaves: Sequence[Array], heads: int) -> list[Array]:
-        outside = core.jaxpr_as_fun(by_query.outside)
-        values = jax.vmap(lambda head: outside(*leaves, head))(jnp.arange(heads, dtype=jnp.int32))
-        return [value.reshape(heads) for value in values]
-
-    return Modification(
-        numbers,
-        _inside(by_query),
-        _inside(by_key),
-        tuple(kind for kind, f in zip(kinds, is_float, strict=True) if not f),
-        tuple(kind for kind, f in zip(kinds, is_float, strict=True) if f),
-    )
+        args = self.leaves, integer(()), score, integer(q_shape), integer(k_shape)
+        return _split(jax.make_jaxpr(call)(*args), self.name)
 
 
-def _inside(parts: _Split) -> Callable[..., Array]:
-    """`f(score, q_pos, k_pos, integers, floats)` of scalars int32 and float32."""
-    run = core.jaxpr_as_fun(parts.inside)
-    kinds = [v.aval for v in parts.crossing]
-
-    def call(score: Array, q_pos: Array, k_pos: Array, integers: tuple, floats: tuple) -> Array:
-        integers, floats = iter(integers), iter(floats)
-        given = []
-        for aval in kinds:
-            x = next(floats if jnp.issubdtype(aval.dtype, jnp.floating) else integers)
-            x = x != 0 if aval.dtype == jnp.bool_ else x.astype(aval.dtype)
-            given.append(jnp.broadcast_to(x, aval.shape) if aval.shape else x)
-        return run(*given, score, q_pos, k_pos)[0]
-
-    return call
+class _Split(NamedTuple):
+    outside: core.ClosedJaxpr
+    inside: core.ClosedJaxpr
+    crossing: tuple[core.Var, ...]
 
 
 def _split(closed: core.ClosedJaxpr, name: str) -> _Split:
@@ -133,3 +127,7 @@ def _closed(
 ) -> core.ClosedJaxpr:
     constvars, consts = (like.jaxpr.constvars, like.consts) if like else ((), ())
     return core.ClosedJaxpr(core.Jaxpr(constvars, inputs, outputs, eqns), consts)
+
+
+def _floating(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)

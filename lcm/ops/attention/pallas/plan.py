@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -13,7 +12,7 @@ from lcm.ops.attention.pallas.modification import Modification
 LANES = 128
 LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
 interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
-VMEM_LIMIT = 100 << 20  # bytes of the 128 MiB (v5e, v6e: 128, v5p: 128, v7x: 64 a core)
+VMEM_LIMIT = 32 << 20  # bytes; v7x has 64 MiB a core, others 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Plan:
 
     def slots(self, n: int) -> tuple[int, int]:
         """Where the numbers of part n's score modification start among all integers and floats."""
-        before = [mod for mod in self.mods[:n] if mod is not None]
-        return sum(len(m.integers) for m in before), sum(len(m.floats) for m in before)
+        before = [mod.counts() for mod in self.mods[:n] if mod is not None]
+        return sum(i for i, _ in before), sum(f for _, f in before)
 
 
 def block(length: int, largest: int) -> int:

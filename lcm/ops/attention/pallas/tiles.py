@@ -114,11 +114,9 @@ def _table(live: Array, plain: Array) -> tuple[Array, Array]:
 
 def _run(live: Array) -> tuple[Array, Array]:
     """First and last block that is live, int32; 0 and -1 where none is."""
-    count = live.shape[-1]
-    some = live.any(-1)
-    first = jnp.where(some, live.argmax(-1), 0)
-    last = jnp.where(some, count - 1 - live[..., ::-1].argmax(-1), -1)
-    return first.astype(jnp.int32), last.astype(jnp.int32)
+    at, count = jnp.arange(live.shape[-1], dtype=jnp.int32), live.shape[-1]
+    last = jnp.where(live, at, -1).max(-1)
+    return jnp.where(last < 0, 0, jnp.where(live, at, count).min(-1)), last
 
 
 def _blocks(x: Array, size: int) -> Array:
