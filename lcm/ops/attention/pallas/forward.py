@@ -140,9 +140,9 @@ def _kernel(
 
     @pl.when(t == pl.num_programs(3) - 1)
     def _():
-        sums = total[...].sum(-1, keepdims=True)
-        out[...] = (acc[...] * jnp.where(sums > 0, 1 / sums, 0.0)).astype(out.dtype)
-        row = sums.T  # logarithms of a row, not of a column, which fills one lane in 128
+        row = total[...].T.sum(0, keepdims=True)
+        inverse = jnp.broadcast_to(jnp.where(row > 0, 1 / row, 0.0), (LANES, plan.queries)).T
+        out[...] = (acc[...] * wide(inverse, acc.shape[1])).astype(out.dtype)
         logs = jnp.log(row) + top[...].T[:1] * LN2
         lse[...] = jnp.where(row > 0, logs, -jnp.inf)
 

@@ -108,9 +108,10 @@ def _split(closed: core.ClosedJaxpr, name: str) -> _Split:
             touched.update(jaxpr.eqns[made_by[v]].outvars)
     outer = [eqn for number, eqn in enumerate(jaxpr.eqns) if number not in inside]
     inner = [jaxpr.eqns[number] for number in sorted(inside)]
+    arguments, constants = jaxpr.invars[:-3], (jaxpr.constvars, closed.consts)
     return _Split(
-        _closed(closed, jaxpr.invars[:-3], crossing, outer),
-        _closed(None, (*crossing, *tile), jaxpr.outvars, inner),
+        _closed(jaxpr, arguments, crossing, outer, constants),
+        _closed(jaxpr, (*crossing, *tile), jaxpr.outvars, inner),
         crossing,
     )
 
@@ -123,10 +124,11 @@ def _crossing(jaxpr: core.Jaxpr, inside: set[int], touched: set[core.Var]) -> tu
 
 
 def _closed(
-    like: core.ClosedJaxpr | None, inputs: Sequence[Any], outputs: Sequence[Any], eqns: list
+    of: core.Jaxpr, inputs: Sequence[Any], outputs: Sequence[Any], eqns: list, constants: Any = ()
 ) -> core.ClosedJaxpr:
-    constvars, consts = (like.jaxpr.constvars, like.consts) if like else ((), ())
-    return core.ClosedJaxpr(core.Jaxpr(constvars, inputs, outputs, eqns), consts)
+    constvars, consts = constants or ((), ())
+    info = of.debug_info._replace(arg_names=None, result_paths=None)
+    return core.ClosedJaxpr(core.Jaxpr(constvars, inputs, outputs, eqns, debug_info=info), consts)
 
 
 def _floating(x: Any) -> bool:
