@@ -25,7 +25,8 @@ from lcm.ops.attention import (
     sinks,
     window,
 )
-from lcm.ops.attention.pallas import plan
+from lcm.ops.attention.pallas import plan, tiles
+from lcm.ops.attention.pallas.kernel import Runs
 from lcm.types import Context
 
 MASKS = {
@@ -193,6 +194,23 @@ def test_what_the_table_leaves_out_is_never_read():
     call = jax.jit(lambda k, v: run(pallas, [part(k)], v, last, where))
     clean, poisoned = call(k, v), call(k + hidden, v + hidden)
     close(poisoned, clean, 0)
+
+
+def test_blocks_between_two_runs_are_not_loaded():
+    """Far sinks and a near window: 16 blocks of keys, of which the last query block loads three."""
+    where = rows((2048,), total=2048)
+    q_info = jnp.stack([*where[:2][::-1], where.positions_BL - 127, where.positions_BL], 1)
+    k_info = jnp.stack(where[:2][::-1], 1)
+    sinks_end = q_info.at[:, 3].set(3)
+    info = jnp.concatenate([q_info, sinks_end[:, 3:]], 1)
+    live, plain = tiles.kinds(info, k_info, ((2, 3), (None, 4)), 128, 128)
+    made = tiles.tiles(live, plain)
+    runs = Runs(1, 16)
+    loaded = [int(runs.loaded(made.by_query, 0, 15, t, 0, 1)) for t in range(int(made.key_steps))]
+    assert loaded == [0] + [14] * 14 + [15]
+    assert [int(runs.loaded(made.by_query, 0, 15, t, 1)) for t in range(16)] == [0] * 16
+    kinds = [tuple(map(bool, runs.kind(made.by_query, 0, 0, 15, j))) for j in (13, 14, 15)]
+    assert kinds == [(False, False), (True, False), (True, False)]
 
 
 def test_lookup_by_position_names_the_way_out():

@@ -62,7 +62,7 @@ def forward(
             blocked.k_info(columns),
             *[blocked.queries() for _ in q],
             *[blocked.keys(n) for n in range(len(k))],
-            blocked.keys(),
+            blocked.keys(*plan.parts),
         ],
         out_specs=[blocked.queries(), blocked.statistic()],
         scratch_shapes=[

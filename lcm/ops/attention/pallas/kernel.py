@@ -15,6 +15,7 @@ from lcm.types import Array
 
 LN2 = 0.6931471805599453
 LOG2E = 1 / LN2
+NEVER = 1 << 30  # no block has this number
 FLOOR = -1e30  # below every score, above the -inf of a hidden one: where row maxima start
 
 Ref = Any
@@ -34,15 +35,22 @@ class Runs:
         """The block on the other side at step t of block i."""
         return self.read(table, 0, b, i) + t
 
-    def loaded(self, table: Ref, b: Array, i: Array, t: Array, part: int | None = None) -> Array:
-        """The block in memory at step t: of a part, or for all parts; no step loads it in vain."""
-        field = 0 if part is None else 2 + 4 * part
-        first, last = (self.read(table, field + end, b, i) for end in (0, 1))
-        return jnp.maximum(jnp.minimum(self.at(table, b, i, t), last), first)
+    def loaded(self, table: Ref, b: Array, i: Array, t: Array, *parts: int) -> Array:
+        """The block in memory at step t: the next one that any of some parts may see, or the last.
+
+        So a block that no part sees is never loaded, not even between the runs of two parts.
+        """
+        at, block = self.at(table, b, i, t), None
+        for n in parts:
+            first, last = (self.read(table, 1 + 4 * n + end, b, i) for end in (0, 1))
+            own = jnp.where(at <= last, jnp.maximum(at, first), NEVER)
+            block = own if block is None else jnp.minimum(block, own)
+        last = [self.read(table, 2 + 4 * n, b, i) for n in parts]
+        return jnp.where(block < NEVER, block, jnp.maximum(functools.reduce(jnp.maximum, last), 0))
 
     def kind(self, table: Ref, part: int, b: Array, i: Array, j: Array) -> tuple[Array, Array]:
         """Whether a tile of a part is to be masked, and whether it is visible throughout."""
-        first, last, start, stop = (self.read(table, 2 + 4 * part + n, b, i) for n in range(4))
+        first, last, start, stop = (self.read(table, 1 + 4 * part + n, b, i) for n in range(4))
         plain = (start <= j) & (j <= stop)
         return (first <= j) & (j <= last) & ~plain, plain
 
@@ -59,12 +67,12 @@ class QueryGrid:
         shape = None, None, self.plan.queries, self.size
         return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, h, i, 0))
 
-    def keys(self, part: int | None = None) -> pl.BlockSpec:
-        """Keys of a part, or values."""
+    def keys(self, *parts: int) -> pl.BlockSpec:
+        """Keys of a part, or values of all."""
 
         def index(b: Array, h: Array, i: Array, t: Array, table: Ref, *_: Ref) -> tuple:
             group = jax.lax.div(h, self.plan.shared)
-            return b, group, self.runs.loaded(table, b, i, t, part), 0
+            return b, group, self.runs.loaded(table, b, i, t, *parts), 0
 
         return pl.BlockSpec((None, None, self.plan.keys, self.size), index)
 
@@ -79,7 +87,7 @@ class QueryGrid:
 
     def k_info(self, rows: int) -> pl.BlockSpec:
         def index(b: Array, h: Array, i: Array, t: Array, table: Ref, *_: Ref) -> tuple:
-            return b, 0, self.runs.loaded(table, b, i, t)
+            return b, 0, self.runs.loaded(table, b, i, t, *self.plan.parts)
 
         return pl.BlockSpec((None, rows, self.plan.keys), index)
 
@@ -92,11 +100,11 @@ class KeyGrid:
     runs: Runs
     size: int
 
-    def queries(self, part: int | None = None) -> pl.BlockSpec:
-        """Queries of a part, or gradients of the output."""
+    def queries(self, *parts: int) -> pl.BlockSpec:
+        """Queries of a part, or gradients of the output for all."""
 
         def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
-            return b, g * self.plan.shared + r, self.runs.loaded(table, b, j, t, part), 0
+            return b, g * self.plan.shared + r, self.runs.loaded(table, b, j, t, *parts), 0
 
         return pl.BlockSpec((None, None, self.plan.queries, self.size), index)
 
@@ -108,13 +116,18 @@ class KeyGrid:
         """One number per query, `[B, H, 1, L]`."""
 
         def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
-            return b, g * self.plan.shared + r, 0, self.runs.loaded(table, b, j, t)
+            return (
+                b,
+                g * self.plan.shared + r,
+                0,
+                self.runs.loaded(table, b, j, t, *self.plan.parts),
+            )
 
         return pl.BlockSpec((None, None, 1, self.plan.queries), index)
 
     def q_info(self, rows: int) -> pl.BlockSpec:
         def index(b: Array, g: Array, j: Array, r: Array, t: Array, table: Ref, *_: Ref) -> tuple:
-            return b, 0, self.runs.loaded(table, b, j, t)
+            return b, 0, self.runs.loaded(table, b, j, t, *self.plan.parts)
 
         return pl.BlockSpec((None, rows, self.plan.queries), index)
 
@@ -127,7 +140,7 @@ def each_part(
     plan: Plan, runs: Runs, table: Ref, at: tuple, body: Callable[[int, bool], None]
 ) -> None:
     """`body(part, masked)` for the parts that see something of the tile at (b, i, j)."""
-    for n in range(len(plan.rows)):
+    for n in plan.parts:
         masked, plain = runs.kind(table, n, *at)
         pl.when(plain)(functools.partial(body, n, False))
         pl.when(masked)(functools.partial(body, n, True))

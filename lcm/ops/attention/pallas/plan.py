@@ -12,7 +12,7 @@ from lcm.ops.attention.pallas.modification import Modification
 LANES = 128
 LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
 interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
-VMEM_LIMIT = 32 << 20  # bytes; v7x has 64 MiB a core, others 128
+VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Plan:
     mods: tuple[Modification | None, ...]
     pairs: int  # of a query and a key, in the tiles inside the band
     interpret: bool
+
+    @property
+    def parts(self) -> range:
+        """Numbers of the parts."""
+        return range(len(self.rows))
 
     @property
     def shared(self) -> int:

@@ -1,11 +1,12 @@
 """Which tiles of a block of queries and a block of keys are computed, and which need a mask.
 
 For every block of queries (forward, gradient of queries) and every block of keys (gradient of
-keys) the kernels are told, as prefetched numbers, the run of blocks on the other side that some
-part may see, and for each part its own run and the run inside it that is visible throughout:
+keys) the kernels are told, as prefetched numbers, the first block on the other side that some part
+may see, and for each part the run of blocks it may see and the run inside it that is visible
+throughout:
 
-    table[field, b, block],  fields: first, last of all parts; first, last, plain first, plain last
-                             of part 0; of part 1; ...
+    table[field, b, block],  fields: first of all parts; first, last, plain first, plain last of
+                             part 0; of part 1; ...
 
 Blocks outside a run are neither loaded nor computed, tiles of the plain run take no mask.
 """
@@ -101,7 +102,7 @@ def tiles(live: Array, plain: Array) -> Tiles:
 
 def _table(live: Array, plain: Array) -> tuple[Array, Array]:
     first, last = _run(live.any(0))
-    fields = [first, last]
+    fields = [first]
     for part, whole in zip(live, plain, strict=True):
         start, _ = _run(whole)
         at = jnp.arange(whole.shape[-1], dtype=jnp.int32)
