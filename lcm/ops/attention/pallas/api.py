@@ -1,0 +1,172 @@
+"""`attend` on kernels: arrays laid out in whole tiles, and the rule for their gradients."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lcm.ops.attention.pallas import backward, tiles
+from lcm.ops.attention.pallas import plan as plans
+from lcm.ops.attention.pallas.forward import forward
+from lcm.ops.attention.pallas.kernel import LOG2E
+from lcm.ops.attention.pallas.modification import Modification
+from lcm.ops.attention.pallas.plan import Plan
+from lcm.ops.attention.part import Part
+from lcm.types import Array, Context, Queries, Values
+
+
+class _Inputs(NamedTuple):
+    """Queries `[B, H, L, K]`, keys and values `[B, G, S, K]`, numbers of modifications."""
+
+    q: tuple[Array, ...]
+    k: tuple[Array, ...]
+    v: Array
+    floats: Array
+
+
+class _Places(NamedTuple):
+    """Segments, positions and intervals `[B, rows, L]` and `[B, rows, S]`; the table of tiles."""
+
+    q_info: Array
+    k_info: Array
+    tiles: tiles.Tiles
+    integers: Array
+
+
+def attend(
+    parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
+) -> tuple[Queries, Array]:
+    """One softmax over the scores of all parts, and its log-sum-exp, float32 `[B, L, H]`.
+
+    A row that sees no key gives zero and -inf. If `q_context is k_context`, positions must increase
+    from token to token within a segment, as in packed rows: then tiles are skipped by index.
+
+    Raises:
+        ValueError: if a score modification looks up an array by position.
+    """
+    length, heads, size = parts[0].q_BLHK.shape[1:]
+    slots, kv_heads = v_BSGK.shape[1:3]
+    largest = plans.largest(size, v_BSGK.dtype)
+    queries, keys = plans.block(length, largest), plans.block(slots, largest)
+    q_info, rows = _known_of_queries(parts, q_context, queries)
+    k_info = _known_of_keys(k_context, keys)
+    masks = tuple(part.mask for part in parts)
+    band = tiles.reach(masks) if q_context is k_context else (None, None)
+    near = tiles.inside(band, q_info.shape[2] // queries, k_info.shape[2] // keys, queries, keys)
+    live, plain = tiles.kinds(q_info, k_info, rows, queries, keys)
+    mods = tuple(
+        None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
+    )
+    integers, floats = _numbers(parts, mods, heads)
+    plan = Plan(
+        heads,
+        kv_heads,
+        queries,
+        keys,
+        rows,
+        mods,
+        int(near.sum()) * queries * keys,
+        plans.interpret,
+    )
+
+    def query_blocks(part: Part) -> Array:
+        factor = scale if part.score_mod is not None else scale * LOG2E
+        q = (part.q_BLHK.astype(jnp.float32) * factor).astype(part.q_BLHK.dtype)
+        return _padded(q, queries).transpose(0, 2, 1, 3)
+
+    def key_blocks(k_BSGK: Array) -> Array:
+        return _padded(k_BSGK, keys).transpose(0, 2, 1, 3)
+
+    inputs = _Inputs(
+        tuple(query_blocks(part) for part in parts),
+        tuple(key_blocks(part.k_BSGK) for part in parts),
+        key_blocks(v_BSGK),
+        floats,
+    )
+    places = _Places(q_info, k_info, tiles.tiles(live & near, plain & near), integers)
+    out, lse = _attention(plan, inputs, places)
+    return out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Array]:
+    return _forward(plan, inputs, places)[0]
+
+
+def _forward(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[tuple[Array, Array], Any]:
+    run = places.tiles
+    known = places.q_info, places.k_info, run.by_query, run.key_steps, places.integers
+    out, lse = forward(plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats)
+    lse = lse[:, :, 0]
+    return (out, lse), (inputs, places, out, lse)
+
+
+def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs, None]:
+    inputs, places, out, lse = kept
+    d_out, d_lse = d
+    some = lse > -jnp.inf
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    given = backward.Given(
+        *inputs,
+        d_out,
+        jnp.where(some, lse * LOG2E, 0.0)[:, :, None],
+        (delta - jnp.where(some, d_lse, 0.0))[:, :, None],
+        places.q_info,
+        places.k_info,
+        places.integers,
+    )
+    run = places.tiles
+    d_q, d_floats = backward.of_queries(plan, given, run.by_query, run.key_steps)
+    d_k, d_v = backward.of_keys(plan, given, run.by_key, run.query_steps)
+    return _Inputs(d_q, d_k, d_v, d_floats), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _known_of_queries(
+    parts: tuple[Part, ...], context: Context, block: int
+) -> tuple[Array, tuple[tuple[int | None, int | None], ...]]:
+    """Segments, positions, and the sides of each part's interval; and where the sides stand."""
+    known, rows = [context.segments_BL, context.positions_BL], []
+    for part in parts:
+        where = []
+        for side in tiles.interval(part.mask, jnp.asarray(context.positions_BL)):
+            where.append(None if side is None else len(known))
+            known += [] if side is None else [side]
+        rows.append(tuple(where))
+    return _stacked(known, block), tuple(rows)
+
+
+def _known_of_keys(context: Context, block: int) -> Array:
+    """Segments, -1 where padding so that no query has it, and positions."""
+    known = _stacked([context.segments_BL, context.positions_BL], block)
+    segments = known[:, tiles.SEGMENT]
+    return known.at[:, tiles.SEGMENT].set(jnp.where(segments > 0, segments, -1))
+
+
+def _stacked(known: list[Array], block: int) -> Array:
+    """int32 `[B, rows, L]` in whole blocks; rows in eights, which a kernel can transpose."""
+    known = jnp.stack([jnp.asarray(x, jnp.int32) for x in known], 1)
+    _, rows, length = known.shape
+    return jnp.pad(known, ((0, 0), (0, -rows % 8), (0, -length % block)))
+
+
+def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, Array]:
+    """Numbers of all modifications, all heads of one number together; never an empty array."""
+    integers, floats = [], []
+    for part, mod in zip(parts, mods, strict=True):
+        if mod is not None:
+            leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(part.score_mod)]
+            whole, real = mod.numbers(leaves, heads)
+            integers, floats = integers + whole, floats + real
+    integers = [x.astype(jnp.int32) for x in integers] or [jnp.zeros(1, jnp.int32)]
+    floats = [x.astype(jnp.float32) for x in floats] or [jnp.zeros(1)]
+    return jnp.concatenate(integers), jnp.concatenate(floats)
+
+
+def _padded(x: Array, block: int) -> Array:
+    """Axis 1 padded with zeros to a multiple of the block."""
+    missing = -x.shape[1] % block
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x

@@ -1,0 +1,258 @@
+"""Backward kernels: each tile of scores is computed again, by queries and by keys.
+
+    p = 2^(s - lse)    ds = p (do v^T - delta)    delta = sum_k do o - d_lse
+    dq = ds k          dk = ds^T q                dv = p^T do
+
+A gradient of the log-sum-exp adds p to ds, so it only moves delta. The kernel of queries also sums
+the gradients of the numbers of score modifications, which belong to a query head.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lcm.ops.attention.pallas import plan as plans
+from lcm.ops.attention.pallas.kernel import (
+    LN2,
+    KeyGrid,
+    QueryGrid,
+    Ref,
+    Runs,
+    dot,
+    each_part,
+    numbers,
+    scores,
+    visible,
+    wide,
+)
+from lcm.ops.attention.pallas.plan import LANES, Plan
+from lcm.ops.attention.pallas.tiles import POSITION
+from lcm.types import Array
+
+
+class Given(NamedTuple):
+    """What both kernels read; `lse` to base 2 and `delta` are `[B, H, 1, L]`."""
+
+    q: tuple[Array, ...]
+    k: tuple[Array, ...]
+    v: Array
+    floats: Array
+    d_out: Array
+    lse: Array
+    delta: Array
+    q_info: Array
+    k_info: Array
+    integers: Array
+
+
+def of_queries(
+    plan: Plan, given: Given, table: Array, steps: Array
+) -> tuple[tuple[Array, ...], Array]:
+    """Gradients of each part's queries and of the numbers of score modifications."""
+    batch, heads, length, size = given.q[0].shape
+    runs = Runs(batch, length // plan.queries)
+    blocked = QueryGrid(plan, runs, size)
+    rows, columns = given.q_info.shape[1], given.k_info.shape[1]
+    floats = max(1, plan.slots(len(plan.mods))[1])
+    arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
+    out = (
+        *[jax.ShapeDtypeStruct(q.shape, q.dtype) for q in given.q],
+        jax.ShapeDtypeStruct((batch, heads, floats, LANES), jnp.float32),
+    )
+    *d_q, d_floats = pl.pallas_call(
+        functools.partial(_query_kernel, plan, runs),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(batch, heads, runs.blocks, steps),
+            in_specs=[
+                blocked.q_info(rows),
+                blocked.k_info(columns),
+                *[blocked.queries() for _ in given.q],
+                *[blocked.keys(n) for n in range(len(given.k))],
+                blocked.keys(*plan.parts),
+                blocked.queries(),
+                blocked.statistic(),
+                blocked.statistic(),
+            ],
+            out_specs=[
+                *[blocked.queries() for _ in given.q],
+                pl.BlockSpec((None, None, floats, LANES), lambda b, h, *_: (b, h, 0, 0)),
+            ],
+            scratch_shapes=[
+                *[pltpu.VMEM((plan.queries, size), jnp.float32) for _ in given.q],
+                pltpu.VMEM((plan.queries, rows), jnp.int32),
+                pltpu.VMEM((plan.queries, LANES), jnp.float32),
+                pltpu.VMEM((plan.queries, LANES), jnp.float32),
+            ],
+        ),
+        out_shape=out,
+        compiler_params=plans.parameters(2, 2),
+        cost_estimate=plans.cost(plan, arrays, out, matmuls=3),
+        interpret=plan.interpret,
+        name="attention_queries_gradient",
+    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    d_floats = d_floats[..., 0].sum(0).T.reshape(-1)
+    return tuple(d_q), d_floats[: given.floats.size]
+
+
+def _query_kernel(
+    plan: Plan,
+    runs: Runs,
+    table: Ref,
+    integers: Ref,
+    floats: Ref,
+    q_info: Ref,
+    k_info: Ref,
+    *refs: Ref,
+) -> None:
+    parts = len(plan.rows)
+    q, k, (v, d_out, lse, delta), refs = (
+        refs[:parts],
+        refs[parts : 2 * parts],
+        refs[2 * parts : 2 * parts + 4],
+        refs[2 * parts + 4 :],
+    )
+    d_q, d_floats, acc, (columns, lse_wide, delta_wide) = (
+        refs[:parts],
+        refs[parts],
+        refs[parts + 1 : 2 * parts + 1],
+        refs[2 * parts + 1 :],
+    )
+    b, h, i, t = (pl.program_id(axis) for axis in range(4))
+
+    @pl.when((i == 0) & (t == 0))
+    def _():
+        d_floats[...] = jnp.zeros_like(d_floats)
+
+    @pl.when(t == 0)
+    def _():
+        columns[...] = q_info[...].T
+        for row, column in ((lse, lse_wide), (delta, delta_wide)):
+            column[...] = jnp.broadcast_to(row[...], (LANES, plan.queries)).T
+        for total in acc:
+            total[...] = jnp.zeros_like(total)
+
+    def add(n: int, masked: bool) -> None:
+        of_query = lambda row: columns[:, row : row + 1]  # noqa: E731
+        of_key = lambda row: k_info[row : row + 1]  # noqa: E731
+        raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
+        if mod is not None:
+            whole, real = numbers(plan, n, integers, floats, h)
+            modify = lambda raw, *real: mod(  # noqa: E731
+                raw, of_query(POSITION), of_key(POSITION), whole, real
+            )
+            raw, pull = jax.vjp(modify, raw, *real)
+        seen = visible(plan, n, of_query, of_key) if masked else None
+        score = scores(raw, mod is not None, seen)
+        p = jnp.exp2(score - wide(lse_wide[...], plan.keys))
+        d_p = dot(d_out[...], v[...], (1, 1))
+        d_score = p * (d_p - wide(delta_wide[...], plan.keys))
+        if mod is not None:
+            d_score, *d_own = pull(d_score)
+            first = plan.slots(n)[1]
+            for m, d in enumerate(d_own, first):
+                d_floats[m : m + 1] += jnp.full((1, LANES), d)
+        acc[n][...] += dot(d_score.astype(k[n].dtype), k[n][...], (1, 0))
+
+    each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
+
+    @pl.when(t == pl.num_programs(3) - 1)
+    def _():
+        for d, total, mod in zip(d_q, acc, plan.mods, strict=True):
+            d[...] = (total[...] * (LN2 if mod is None else 1.0)).astype(d.dtype)
+
+
+def of_keys(
+    plan: Plan, given: Given, table: Array, steps: Array
+) -> tuple[tuple[Array, ...], Array]:
+    """Gradients of each part's keys and of the values; tiles are keys by queries."""
+    batch, kv_heads, slots, size = given.v.shape
+    runs = Runs(batch, slots // plan.keys)
+    blocked = KeyGrid(plan, runs, size)
+    rows, columns = given.q_info.shape[1], given.k_info.shape[1]
+    arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
+    out = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*given.k, given.v))
+    *d_k, d_v = pl.pallas_call(
+        functools.partial(_key_kernel, plan, runs),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(batch, kv_heads, runs.blocks, plan.shared, steps),
+            in_specs=[
+                blocked.q_info(rows),
+                blocked.k_info(columns),
+                *[blocked.queries(n) for n in range(len(given.q))],
+                *[blocked.keys() for _ in given.k],
+                blocked.keys(),
+                blocked.queries(*plan.parts),
+                blocked.statistic(),
+                blocked.statistic(),
+            ],
+            out_specs=[blocked.keys() for _ in out],
+            scratch_shapes=[
+                *[pltpu.VMEM((plan.keys, size), jnp.float32) for _ in out],
+                pltpu.VMEM((plan.keys, columns), jnp.int32),
+            ],
+        ),
+        out_shape=out,
+        compiler_params=plans.parameters(3, 2),
+        cost_estimate=plans.cost(plan, arrays, out, matmuls=4),
+        interpret=plan.interpret,
+        name="attention_keys_gradient",
+    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    return tuple(d_k), d_v
+
+
+def _key_kernel(
+    plan: Plan,
+    runs: Runs,
+    table: Ref,
+    integers: Ref,
+    floats: Ref,
+    q_info: Ref,
+    k_info: Ref,
+    *refs: Ref,
+) -> None:
+    parts = len(plan.rows)
+    q, k, (v, d_out, lse, delta), refs = (
+        refs[:parts],
+        refs[parts : 2 * parts],
+        refs[2 * parts : 2 * parts + 4],
+        refs[2 * parts + 4 :],
+    )
+    d_kv, acc, columns = refs[: parts + 1], refs[parts + 1 : -1], refs[-1]
+    b, g, j, r, t = (pl.program_id(axis) for axis in range(5))
+
+    @pl.when((r == 0) & (t == 0))
+    def _():
+        columns[...] = k_info[...].T
+        for total in acc:
+            total[...] = jnp.zeros_like(total)
+
+    def add(n: int, masked: bool) -> None:
+        of_query = lambda row: q_info[row : row + 1]  # noqa: E731
+        of_key = lambda row: columns[:, row : row + 1]  # noqa: E731
+        raw, mod = dot(k[n][...], q[n][...], (1, 1)), plan.mods[n]
+        if mod is not None:
+            own = numbers(plan, n, integers, floats, g * plan.shared + r)
+            modify = lambda raw: mod(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
+            raw, pull = jax.vjp(modify, raw)
+        seen = visible(plan, n, of_query, of_key) if masked else None
+        p = jnp.exp2(scores(raw, mod is not None, seen) - lse[...])
+        acc[-1][...] += dot(p.astype(d_out.dtype), d_out[...], (1, 0))
+        d_p = dot(v[...], d_out[...], (1, 1))
+        d_score = p * (d_p - delta[...])
+        if mod is not None:
+            (d_score,) = pull(d_score)
+        acc[n][...] += dot(d_score.astype(q[n].dtype), q[n][...], (1, 0))
+
+    each_part(plan, runs, table, (b, j, runs.at(table, b, j, t)), add)
+
+    @pl.when((r == plan.shared - 1) & (t == pl.num_programs(4) - 1))
+    def _():
+        for d, total, mod in zip(d_kv[:-1], acc[:-1], plan.mods, strict=True):
+            d[...] = (total[...] * (LN2 if mod is None else 1.0)).astype(d.dtype)
+        d_kv[-1][...] = acc[-1][...].astype(d_kv[-1].dtype)

@@ -1,0 +1,78 @@
+"""What the kernels know before tracing: masks, block sizes, and the work they amount to."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lcm.ops.attention.pallas.modification import Modification
+
+LANES = 128
+LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
+interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
+VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static facts about one call; `rows[n]` says where the interval of part n stands."""
+
+    heads: int
+    kv_heads: int
+    queries: int  # rows of a tile
+    keys: int  # columns of a tile
+    rows: tuple[tuple[int | None, int | None], ...]
+    mods: tuple[Modification | None, ...]
+    pairs: int  # of a query and a key, in the tiles inside the band
+    interpret: bool
+
+    @property
+    def parts(self) -> range:
+        """Numbers of the parts."""
+        return range(len(self.rows))
+
+    @property
+    def shared(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    def slots(self, n: int) -> tuple[int, int]:
+        """Where the numbers of part n's score modification start among all integers and floats."""
+        before = [mod.counts() for mod in self.mods[:n] if mod is not None]
+        return sum(i for i, _ in before), sum(f for _, f in before)
+
+
+def block(length: int, largest: int) -> int:
+    """The size of equal blocks of at most `largest`, in whole lanes, that pad a length least."""
+    count = math.ceil(length / largest)
+    return math.ceil(length / count / LANES) * LANES
+
+
+def largest(size: int, dtype: jnp.dtype) -> int:
+    """Side of the largest tile: 1024 in two bytes up to head size 128, else 512."""
+    return LARGEST if jnp.dtype(dtype).itemsize <= 2 and size <= 128 else min(LARGEST, 512)
+
+
+def parameters(parallel: int, sequential: int) -> pltpu.CompilerParams:
+    """Compiler parameters of a grid: axes that may run in any order, then axes that accumulate."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel",) * parallel + ("arbitrary",) * sequential,
+        vmem_limit_bytes=VMEM_LIMIT,
+    )
+
+
+def cost(plan: Plan, inputs: tuple, outputs: tuple, matmuls: int) -> pl.CostEstimate:
+    """Work of a kernel that computes every pair inside the band: what is known before it runs.
+
+    FLOPs are 2 K for a pair and matmul, with one exponential a pair and part; bytes count every
+    array once, and keys and values once for each block of queries that reads them.
+    """
+    batch, heads, _, size = inputs[0].shape
+    pairs = batch * heads * plan.pairs * len(plan.rows)
+    once = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (*inputs, *outputs))
+    again = pairs // plan.queries * size * jnp.dtype(inputs[0].dtype).itemsize
+    return pl.CostEstimate(
+        flops=2 * size * matmuls * pairs, bytes_accessed=once + again, transcendentals=pairs
+    )
