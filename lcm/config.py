@@ -31,7 +31,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.positions": ("rope", "position encoding; its fields follow, as in positions.base"),
     "model.window": (0, "keys a query sees, itself included; 0 is all before it"),
     "model.score_cap": (0.0, "soft cap of attention scores; 0 is none"),
-    "model.backend": ("auto", "implementation of attention: auto, blockwise or reference"),
+    "model.backend": (
+        "auto",
+        "implementation of attention: auto, pallas, blockwise, reference",
+    ),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),

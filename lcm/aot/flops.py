@@ -35,10 +35,11 @@ class Work(NamedTuple):
 
 def work(fn: Callable, *args: Any) -> Work:
     """The work of `fn(*args)`, for arrays or `jax.ShapeDtypeStruct`s; nothing is compiled."""
-    return _of(jax.make_jaxpr(fn)(*args).jaxpr)
+    return of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _of(jaxpr: core.Jaxpr) -> Work:
+def of(jaxpr: core.Jaxpr) -> Work:
+    """The work of a jaxpr."""
     return _sum(_equation(eqn) for eqn in jaxpr.eqns)
 
 
@@ -59,7 +60,7 @@ def _equation(eqn: core.JaxprEqn) -> Work:
         if estimate is None:
             return Work(unknown=(str(params["name"]),))
         return Work(kernels=float(estimate.flops))
-    inner = [_of(sub) for sub in _inside(params)]
+    inner = [of(sub) for sub in _inside(params)]
     if name == "cond":
         return max(inner, key=lambda branch: branch.flops)
     if name == "scan":

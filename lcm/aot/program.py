@@ -63,8 +63,9 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
     args = jax.tree.map(place, args)
     start = time.monotonic()
     try:
-        traced = jax.jit(fn, **options).trace(*args)
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+        with jax.set_mesh(mesh):  # what is traced can ask where it will run
+            traced = jax.jit(fn, **options).trace(*args)
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
         raise CompileError(f"the TPU compiler refuses {_name(fn)}: {error}") from error
     seconds = time.monotonic() - start
@@ -76,7 +77,7 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
         used.output_size_in_bytes,
         used.alias_size_in_bytes,
         used.temp_size_in_bytes,
-        flops.work(fn, *args),
+        flops.of(traced.jaxpr.jaxpr),
         compiled,
         seconds,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from lcm.errors import CompileError
 
@@ -33,7 +33,8 @@ def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("de
             f"a mesh of {'x'.join(map(str, shape))} needs {count} devices, topology {topology} has "
             f"{len(devices)}: take a larger one"
         )
-    return Mesh(np.array(devices[:count]).reshape(shape), tuple(names))
+    grid = np.array(devices[:count]).reshape(shape)
+    return Mesh(grid, tuple(names), axis_types=(AxisType.Auto,) * grid.ndim)
 
 
 def _devices(topology: str) -> list[jax.Device]:

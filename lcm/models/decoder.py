@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lcm import nn
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import Functional, functional
+from lcm.ops.platform import platform
 from lcm.types import Array, Context, Hidden, Logits, Tokens
 
 Params = dict[str, Any]
@@ -131,7 +132,7 @@ def _unroll(spec: ModelSpec) -> int:
     """Rounds per step of the scan; a loop costs a CPU a copy of all that is kept for gradients."""
     if spec.unroll:
         return min(spec.unroll, spec.rounds)
-    return min(spec.rounds, MOST_UNROLLED) if jax.default_backend() == "cpu" else 1
+    return min(spec.rounds, MOST_UNROLLED) if platform() == "cpu" else 1
 
 
 def _extended(stacked: Any, one: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.platform import platform
 from lcm.types import Array
 
 
@@ -37,7 +38,7 @@ def after(x: Array, gradient: Array) -> Array:
     On a CPU only a dependence of values lasts until operations are ordered; elsewhere a barrier
     does, and needs no number of one device on all.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.optimization_barrier((x, gradient))[0]
     first = gradient[(0,) * gradient.ndim]
     return x + jnp.where(first == first, 0.0, first).astype(x.dtype)

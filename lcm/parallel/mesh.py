@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lcm.errors import ConfigError
 from lcm.types import Batch, Context
@@ -36,7 +36,8 @@ def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
             f"to {len(devices)}; set one of them to -1"
         )
     _check_divides(cfg, sizes)
-    return Mesh(np.asarray(devices).reshape([sizes[axis] for axis in AXES]), AXES)
+    grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

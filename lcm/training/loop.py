@@ -81,6 +81,7 @@ def train(cfg: ConfigDict, folder: str | pathlib.Path, *, title: str = "train") 
 
 def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) -> Result:
     mesh = parallel.make(cfg)
+    stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where rows and heads lie
     spec, rule = models.spec(cfg), optimizer(cfg.train)
     batches = _batches(cfg)
 

@@ -214,9 +214,9 @@ def tables(length: int) -> bool:
         return False
     import jax
     import jax.numpy as jnp
-    from lcm.ops.attention.pallas import tiles
 
     from lcm.ops.attention import causal, window
+    from lcm.ops.attention.pallas import tiles
 
     where = _packed(length)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, -length % BLOCK)))  # noqa: E731

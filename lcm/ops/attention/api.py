@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from lcm.ops.attention import mapped, reference, softplus
+from lcm.ops.attention import mapped, pallas, reference, sharded, softplus
 from lcm.ops.attention.normaliser import SOFTMAX, Normaliser, Softplus
 from lcm.ops.attention.part import Part, Partial, merge
+from lcm.ops.platform import platform
 from lcm.types import Context, Queries, Values
 
 
@@ -29,6 +29,7 @@ EVERYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
     "reference": Backend(reference.attend, EVERYWHERE, softplus.dense),
     "blockwise": Backend(mapped.attend, EVERYWHERE, softplus.blockwise),
+    "pallas": Backend(sharded.over_mesh(pallas.attend), ("tpu",)),
 }
 
 # Queries below which a dense matrix of scores is no larger than the keys: decoding.
@@ -143,15 +144,15 @@ def _with_clean_blocks(part: Part) -> Part:
 def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
     """The backend's function for a task, if this platform can run it."""
     if name == "auto":
-        name = "reference" if parts[0].q_BLHK.shape[1] < FEW else "blockwise"
+        name = _fastest(parts)
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"attention backend {name!r} is unknown: use one of {known}")
-    backend, platform = BACKENDS[name], _platform()
-    if platform not in backend.platforms:
+    backend, here = BACKENDS[name], platform()
+    if here not in backend.platforms:
         raise ValueError(
             f"attention backend {name!r} runs on {', '.join(backend.platforms)}, not on "
-            f"{platform!r}: use 'blockwise', or compile under jax.set_mesh(...) of another platform"
+            f"{here!r}: use 'blockwise', or compile under jax.set_mesh(...) of another platform"
         )
     run = getattr(backend, task)
     if run is None:
@@ -159,10 +160,11 @@ def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
     return run
 
 
-def _platform() -> str:
-    """Where the program will run: the devices of the mesh in use, which need not be here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+def _fastest(parts: tuple[Part, ...]) -> str:
+    if parts[0].q_BLHK.shape[1] < FEW:
+        return "reference"
+    mapped = any(part.blocks is not None for part in parts)
+    return "pallas" if platform() == "tpu" and not mapped else "blockwise"
 
 
 def _one_document(batch: int, start: int, stop: int) -> Context:

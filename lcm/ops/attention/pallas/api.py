@@ -12,8 +12,8 @@ from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
 from lcm.ops.attention.pallas.modification import Modification
 from lcm.ops.attention.pallas.plan import Plan
-from lcm.ops.attention.part import Part
-from lcm.types import Array, Context, Queries, Values
+from lcm.ops.attention.part import Part, Partial
+from lcm.types import Array, Context, Values
 
 
 class _Inputs(NamedTuple):
@@ -36,15 +36,18 @@ class _Places(NamedTuple):
 
 def attend(
     parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
-) -> tuple[Queries, Array]:
-    """One softmax over the scores of all parts, and its log-sum-exp, float32 `[B, L, H]`.
+) -> Partial:
+    """One softmax over the scores of all parts, and the logarithm of its denominator.
 
-    A row that sees no key gives zero and -inf. If `q_context is k_context`, positions must increase
+    If `q_context is k_context`, positions must increase
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
 
     Raises:
-        ValueError: if a score modification looks up an array by position.
+        ValueError: for a part with a block map, or a score modification that looks up an array by
+            position.
     """
+    if any(part.blocks is not None for part in parts):
+        raise ValueError('TPU kernels take no block maps yet: use backend="blockwise"')
     length, heads, size = parts[0].q_BLHK.shape[1:]
     slots, kv_heads = v_BSGK.shape[1:3]
     largest = plans.largest(size, v_BSGK.dtype)
@@ -86,7 +89,7 @@ def attend(
     )
     places = _Places(q_info, k_info, tiles.tiles(live & near, plain & near), integers)
     out, lse = _attention(plan, inputs, places)
-    return out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length]
+    return Partial(out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

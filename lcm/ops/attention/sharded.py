@@ -1,0 +1,93 @@
+"""Attention of each device over its own rows and heads, for kernels that XLA cannot partition."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lcm.ops.attention.part import Part, Partial
+from lcm.ops.attention.score import ScoreMod
+from lcm.types import Array, Context, Values
+
+# Axes of a mesh, as `lcm.parallel` names them, that rows and heads lie on.
+ROWS, HEADS = ("data", "fsdp"), "tensor"
+
+Attend = Callable[[tuple[Part, ...], Values, Context, Context, float], Partial]
+
+
+def over_mesh(attend: Attend) -> Attend:
+    """`attend` in a `jax.shard_map` where a mesh is in use, the same function where none is.
+
+    Rows are cut over `ROWS` and heads over `HEADS`, each if it divides; what is not cut, such as
+    the sequence over other axes, is gathered, and computed by each device. Where there are fewer
+    key heads than devices along `HEADS`, each device has a copy of the one its queries share.
+    """
+
+    def call(
+        parts: tuple[Part, ...],
+        v_BSGK: Values,
+        q_context: Context,
+        k_context: Context,
+        scale: float,
+    ) -> Partial:
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+        if math.prod(axes.values()) == 1:
+            return attend(parts, v_BSGK, q_context, k_context, scale)
+        batch, _, heads, _ = parts[0].q_BLHK.shape
+        cut = _heads(axes, heads, v_BSGK.shape[2])
+        copies = max(1, cut // v_BSGK.shape[2])
+        cells = PartitionSpec(_rows(axes, batch), None, HEADS if cut > 1 else None)
+        places = PartitionSpec(cells[0])
+        one_context = q_context is k_context
+
+        def own(own_parts: tuple, v: Array, q_where: Context, k_where: Context) -> Partial:
+            first = jax.lax.axis_index(HEADS) * (heads // cut) if cut > 1 else 0
+            local = tuple(
+                Part(q, k, part.mask, None if mod is None else _Later(mod, first))
+                for part, (q, k, mod) in zip(parts, own_parts, strict=True)
+            )
+            return attend(local, v, q_where, q_where if one_context else k_where, scale)
+
+        spread = lambda x: jnp.repeat(x, copies, axis=2) if copies > 1 else x  # noqa: E731
+        return jax.shard_map(
+            own,
+            in_specs=(((cells, cells, PartitionSpec()),) * len(parts), cells, places, places),
+            out_specs=Partial(cells, cells),
+            axis_names=set(axes),
+            check_vma=False,  # kernels do not say over which axes their results vary
+        )(
+            tuple((part.q_BLHK, spread(part.k_BSGK), part.score_mod) for part in parts),
+            spread(v_BSGK),
+            q_context,
+            k_context,
+        )
+
+    return call
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Later:
+    """A modification whose heads are counted from `first`."""
+
+    mod: ScoreMod
+    first: Array | int
+
+    def __call__(self, score: Array, q_pos: Array, k_pos: Array, head: Array) -> Array:
+        return self.mod(score, q_pos, k_pos, head + self.first)
+
+
+def _rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+    names = tuple(name for name in ROWS if name in axes)
+    return names if names and batch % math.prod(axes[name] for name in names) == 0 else None
+
+
+def _heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:
+    """Over how many devices heads are cut."""
+    count = axes.get(HEADS, 1)
+    fits = heads % count == 0 and (kv_heads % count == 0 or count % kv_heads == 0)
+    return count if fits else 1
