@@ -59,6 +59,12 @@ def test_base_is_valid_and_fresh():
     assert config.base().model.width != 64
 
 
+def test_a_backend_of_another_platform_is_refused():
+    cfg = config.override(config.base(), ["model.backend=pallas"])
+    with pytest.raises(ConfigError, match=r"pallas runs on tpu, this is a cpu: set .*backend=auto"):
+        training.check(cfg)
+
+
 def test_described_are_all_keys_in_order():
     rows = config.describe(config.base())
     keys = [key for key, _, _ in rows]

@@ -92,6 +92,7 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
     config.check_keys(cfg)
     models.check_params(cfg, model.params)
     spec, length = models.spec(cfg), cfg.data.length
+    models.check_backend(spec)
     models.check_limit(spec, max(round(m * length) for m in cfg.eval.multiples))
     documents = heldout(cfg, model.tokenizer)
     about = {

@@ -14,12 +14,16 @@ from lcm.errors import ConfigError
 from lcm.models import cost, decoder
 from lcm.models.decoder import State
 from lcm.models.spec import ModelSpec, spec
+from lcm.ops import attention
+from lcm.ops.platform import platform
 from lcm.types import Array, Context, Logits, Tokens
 
 __all__ = [
     "ModelSpec",
     "State",
     "apply",
+    "check_backend",
+    "check_limit",
     "check_params",
     "default_context",
     "flops_per_token",
@@ -99,6 +103,21 @@ def check_limit(description: ModelSpec, length: int) -> None:
                     f"train with --config.model.positions.length={length}, or choose an encoding "
                     "without a table, such as rope or alibi"
                 )
+
+
+def check_backend(description: ModelSpec) -> None:
+    """Refuses an implementation of attention that this platform does not run.
+
+    Raises:
+        ConfigError: naming the backend and the platform.
+    """
+    for name in {layer.backend for layer in description.layers} - {"auto"}:
+        runs_on = attention.BACKENDS[name].platforms
+        if platform() not in runs_on:
+            raise ConfigError(
+                f"model.backend={name} runs on {', '.join(runs_on)}, this is a {platform()}: "
+                "set --config.model.backend=auto"
+            )
 
 
 def check_params(cfg: Any, params: decoder.Params) -> None:

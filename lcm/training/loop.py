@@ -40,7 +40,7 @@ def check(cfg: ConfigDict) -> None:
         DataError: for sources and tokenizers.
     """
     config.check_keys(cfg)
-    models.spec(cfg)
+    models.check_backend(models.spec(cfg))
     parallel.make(cfg)
     optimizer(cfg.train)
     for key in ("log_every", "position_bins", "batch"):
