@@ -10,7 +10,7 @@ import pytest
 
 from lcm.ops import attention
 from lcm.ops.attention import LinearBias, Part, causal, decode, merge, sinks, window
-from lcm.ops.attention.decode import Rotation, append, contiguous, paged
+from lcm.ops.attention.decode import Rotation, append, contiguous, kernel, paged
 from lcm.ops.attention.decode.cache import quantised
 from lcm.positions.rope import RoPE
 from lcm.types import Context
@@ -19,10 +19,13 @@ LENGTHS = (0, 1, 13, 32, 37, 75)  # of 32 slots: empty, part of a page, full, wr
 PAGE, PAGES = 8, 4
 
 
-@pytest.fixture(params=sorted(decode.BACKENDS), autouse=True)
+@pytest.fixture(params=sorted(decode.BACKENDS))
 def backend(request, monkeypatch):
-    if request.param == "pallas":
-        decode.kernel_for_tests(monkeypatch)
+    """The kernel runs as plain JAX, in steps of two pages."""
+    monkeypatch.setattr(kernel, "interpret", True)
+    monkeypatch.setattr(kernel, "TOKENS", 2 * PAGE)
+    anywhere = decode.BACKENDS[request.param]._replace(platforms=("cpu",))
+    monkeypatch.setitem(decode.BACKENDS, request.param, anywhere)
     return request.param
 
 

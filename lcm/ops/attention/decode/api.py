@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from lcm.ops.attention.api import _platform
-from lcm.ops.attention.decode import reference
+from lcm.ops.attention.decode import kernel, reference
 from lcm.ops.attention.decode.cache import Cache
 from lcm.ops.attention.decode.rotation import Rotation
 from lcm.ops.attention.mask import Mask, causal
@@ -24,7 +24,10 @@ class Backend(NamedTuple):
     platforms: tuple[str, ...]
 
 
-BACKENDS = {"reference": Backend(reference.decode, ("cpu", "gpu", "tpu"))}
+BACKENDS = {
+    "reference": Backend(reference.decode, ("cpu", "gpu", "tpu")),
+    "pallas": Backend(kernel.decode, ("tpu",)),
+}
 
 
 def decode(
