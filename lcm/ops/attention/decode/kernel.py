@@ -336,7 +336,7 @@ def _per_row(plan: Plan, scales: Sequence[Ref], group: int) -> Array:
     """Scales of a group's heads `[G, T]` a page, as `[rows, tokens]`."""
     layout = plan.layout
     each = layout.used // layout.together
-    head = jax.lax.broadcasted_iota(jnp.int32, (layout.rows, 1), 0) // each
+    head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (layout.rows, 1), 0), each)
     scale = jnp.zeros((layout.rows, plan.tokens), jnp.float32)
     for n in range(layout.together):
         at = group * layout.together + n
