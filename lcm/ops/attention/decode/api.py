@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from lcm.ops.attention.api import _platform
 from lcm.ops.attention.decode import kernel, reference
 from lcm.ops.attention.decode.cache import Cache
 from lcm.ops.attention.decode.rotation import Rotation
 from lcm.ops.attention.mask import Mask, causal
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
+from lcm.ops.platform import platform
 from lcm.types import Queries
 
 QUERIES = 16  # tokens of a row at most
@@ -71,17 +71,17 @@ def decode(
 
 
 def _backend(name: str) -> Callable[..., Partial]:
-    platform = _platform()
+    here = platform()
     if name == "auto":
-        name = "pallas" if platform == "tpu" else "reference"
+        name = "pallas" if here == "tpu" else "reference"
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"decode backend {name!r} is unknown: use one of {known}")
     backend = BACKENDS[name]
-    if platform not in backend.platforms:
+    if here not in backend.platforms:
         raise ValueError(
             f"decode backend {name!r} runs on {', '.join(backend.platforms)}, not on "
-            f"{platform!r}: use 'reference', or compile under jax.set_mesh(...) of another platform"
+            f"{here!r}: use 'reference', or compile under jax.set_mesh(...) of another platform"
         )
     return backend.decode
 
