@@ -1,5 +1,8 @@
 """Small caches, and attention to them in plain loops: what both backends are tested against."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +30,21 @@ MASKS = {
     "chunks": (causal() & chunks(12), lambda q, k: k <= q and k // 12 == q // 12),
 }
 SLOPES = np.array([0.5, 0.0, 0.125, 1.0, 0.25, 0.03], np.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Logarithm:
+    """`score - (slope_h + [h + i odd]) log(1 + 2 (i - j))`."""
+
+    slopes_H: jax.Array
+
+    def __call__(self, score, q_pos, k_pos, head):
+        odd = (head + q_pos) % 2 == 1
+        slope = self.slopes_H[head] + jnp.where(odd, 1.0, 0.0)
+        return score - slope * jnp.log(1.0 + 2.0 * (q_pos - k_pos).astype(jnp.float32))
+
+
 MODS = {
     "bias": (
         lambda heads: LinearBias(jnp.asarray(SLOPES[:heads])),
@@ -35,6 +53,10 @@ MODS = {
     "capped bias": (
         lambda heads: compose(SoftCap(1.5), LinearBias(jnp.asarray(SLOPES[:heads]))),
         lambda score, q, k, head: 1.5 * np.tanh(score / 1.5) - SLOPES[head] * (q - k),
+    ),
+    "logarithm": (  # no number at keys after the query; a flag and a table by head and query
+        lambda heads: Logarithm(jnp.asarray(SLOPES[:heads])),
+        lambda score, q, k, head: score - (SLOPES[head] + (head + q) % 2) * np.log1p(2 * (q - k)),
     ),
 }
 

@@ -201,6 +201,21 @@ def test_rows_grow_by_different_numbers():
     np.testing.assert_array_equal(cache.v_PTM, -cache.k_PTM)
 
 
+def test_a_table_by_distance_is_for_the_reference(backend):
+    table = jax.tree_util.Partial(
+        lambda table, score, q, k, head: score + table[jnp.clip(q - k, 0, 7)], jnp.arange(8.0)
+    )
+    rows = cases.documents((21,), 1, 16)
+    q, cache = cases.queries(1, 1, 1, 16), cases.filled(rows, PAGES, PAGE)
+    if backend == "pallas":
+        with pytest.raises(ValueError, match=r"looks up .*\(8,\) by the position .*reference"):
+            run(backend, q, cache, score_mod=table)
+        return
+    modify = lambda score, q, k, head: score + np.clip(q - k, 0, 7)  # noqa: E731
+    found = run(backend, q, cache, score_mod=table)
+    cases.close(found, cases.attend(q, rows, 32, lambda q, k: k <= q, modify))
+
+
 def test_int8_rounds_to_half_a_step():
     x = jnp.asarray(cases.queries(2, 9, 3, 16)).at[0, 0].set(0.0)
     q, scale = quantised(x)

@@ -12,8 +12,11 @@ Keys cached raw: a step reads tokens at positions a + t, and with a rotation U(p
 
     U(i) q . U(a + t) k_t  =  U(-a) U(i) q . U(t) k_t
 
-so keys are rotated by one table for all steps, and queries go back by a constant turn from step to
-step: no sine is taken in the kernel.
+so keys take one table for all steps, and queries go back by a constant turn from step to step: no
+sine is taken in the kernel. Nor are halves of heads exchanged there, see `rotation.turns`.
+
+Row maxima and what follows from them are repeated along lanes; sums keep one partial a lane and are
+added at the end, since sums along lanes are dear.
 """
 
 import dataclasses
@@ -30,7 +33,7 @@ from lcm.ops.attention.decode.cache import Cache
 from lcm.ops.attention.decode.layout import LANES, Layout
 from lcm.ops.attention.decode.modification import Modification, split
 from lcm.ops.attention.decode.reference import out_dtype
-from lcm.ops.attention.decode.rotation import Rotation, turned, turns
+from lcm.ops.attention.decode.rotation import Rotation, swapped, turns
 from lcm.ops.attention.mask import FAR, Mask
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
@@ -41,7 +44,7 @@ TOKENS = 512  # of a step, if they leave room in vector memory
 BUFFERS = 8 << 20  # bytes of keys and values in flight, unless one page has more
 VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 FLOOR = -1e30  # below every score, above the -inf of a hidden one: where row maxima start
-Q_POS, LOWER, UPPER = range(3)  # columns of integers; those of a score modification follow
+LOWER, UPPER, OWN = range(3)  # columns of integers; from OWN on, of a score modification
 
 Ref = Any
 
@@ -63,6 +66,11 @@ class Plan:
     def tokens(self) -> int:
         """Of a step."""
         return self.pages * self.page
+
+    @property
+    def most_steps(self) -> int:
+        """Of a row; in a ring that has wrapped, N + 1 pages are seen."""
+        return -(-(self.table + 1) // self.pages)
 
 
 class Run(NamedTuple):
@@ -100,26 +108,34 @@ def decode(
     q_pos = cache.lengths_B[:, None] - length + jnp.arange(length, dtype=jnp.int32)
     lower, upper = _seen(mask, q_pos, cache)
     run = _run(lower, upper, cache.page)
-    columns = [(q_pos, 0), (lower, 0), (upper, -1)]
-    columns = [layout.columns(x, padding) for x, padding in columns]
+    columns = [layout.columns(lower, 0), layout.columns(upper, -1)]
     scalars, real = [], []
     if mod is not None:
-        for x in mod.numbers(score_mod, columns[Q_POS], layout.head_numbers()):
+        for x in mod.numbers(score_mod, layout.columns(q_pos, 0), layout.head_numbers()):
             floating = jnp.issubdtype(x.dtype, jnp.floating)
             (scalars if x.ndim == 0 else real if floating else columns).append(x)
-    q = (q_BLHK.astype(jnp.float32) * scale).astype(compute)
+    q = [(q_BLHK.astype(jnp.float32) * scale).astype(compute)]
     tables = []
     if rotation is not None:
         back = jnp.broadcast_to(-run.first[:, None] * cache.page, q_pos.shape)
-        q = Rotation(rotation.inv_freq_R)(q.astype(jnp.float32), back)
-        step = Rotation(rotation.inv_freq_R)
+        unscaled = Rotation(rotation.inv_freq_R)
+        turned = unscaled(q[0].astype(jnp.float32), back)
+        q = [turned, swapped(turned, pairs)]
         tables = [
             turns(rotation, jnp.arange(tokens), size, layout.together),
-            turns(step, jnp.array([-tokens]), size, layout.together),
+            turns(unscaled, jnp.array([tokens]), size, layout.together),
         ]
     known = [_stacked(columns, jnp.int32), *([_stacked(real, jnp.float32)] if real else [])]
     out, lse = _call(
-        plan, run, cache, scalars, layout.spread(q), known, tables, out_dtype(q_BLHK, cache), mask
+        plan,
+        run,
+        cache,
+        scalars,
+        [layout.spread(x) for x in q],
+        known,
+        tables,
+        out_dtype(q_BLHK, cache),
+        mask,
     )
     lse = lse[:, :, : layout.used, 0].reshape(-1, heads, length)
     return Partial(layout.collect(out), layout.per_query(lse))
@@ -169,28 +185,28 @@ def _call(
     run: Run,
     cache: Cache,
     scalars: list[Array],
-    q: Array,
+    q: list[Array],
     known: list[Array],
     tables: list[Array],
     dtype: jnp.dtype,
     mask: Mask,
 ) -> tuple[Array, Array]:
     """Outputs `[B, groups, rows, W]` and log-sums `[B, groups, rows, 1]`."""
-    batch, (groups, rows, width) = q.shape[0], q.shape[1:]
+    batch, groups, rows, width = q[0].shape
     steps = jnp.maximum(1, pl.cdiv((run.last - run.first + 1).max(), plan.pages))
-    prefetched = [run.first, run.last, cache.pages_BN.reshape(-1)]
+    prefetched = [run.first, run.last, _order(plan, run, cache.pages_BN).reshape(-1)]
     if plan.mod is not None:
         prefetched += [_scalars(scalars, floating) for floating in (False, True)]
     of_row = lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda b, s, *_: (b, 0, 0, 0))  # noqa: E731
     of_all = lambda x: pl.BlockSpec(x.shape, lambda b, s, *_: (0,) * x.ndim)  # noqa: E731
     paged = [cache.k_PTM, cache.v_PTM]
     paged += [cache.k_scale_PGT, cache.v_scale_PGT] if plan.quantised else []
-    fixed = [q, *known]
+    fixed = [*q, *known]
     out = (
         jax.ShapeDtypeStruct((batch, groups, rows, width), dtype),
         jax.ShapeDtypeStruct((batch, groups, rows, 1), jnp.float32),
     )
-    turning = [pltpu.VMEM((groups, rows, width), jnp.float32)] if tables else []
+    turning = [pltpu.VMEM(x.shape[1:], jnp.float32) for x in q if tables]
     return pl.pallas_call(
         functools.partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -206,6 +222,7 @@ def _call(
                 pltpu.VMEM((groups, rows, LANES), jnp.float32),
                 pltpu.VMEM((groups, rows, LANES), jnp.float32),
                 pltpu.VMEM((groups, rows, width), jnp.float32),
+                pltpu.VMEM((rows, plan.tokens), jnp.float32),
                 *turning,
             ],
         ),
@@ -219,15 +236,24 @@ def _call(
     )(*prefetched, *fixed, *tables, *[x for x in paged for _ in range(plan.pages)])
 
 
-def _page(plan: Plan, x: Array, n: int) -> pl.BlockSpec:
-    """The n-th page of a step. Past the end of the run the last one stays, so nothing is read."""
+def _order(plan: Plan, run: Run, table_BN: Array) -> Array:
+    """The page that each operand of each step reads, int32 `[B, steps x pages]`.
 
-    def index(b: Array, s: Array, first: Ref, last: Ref, table: Ref, *_: Ref) -> tuple:
-        at = first[b] + n
-        ahead = jax.lax.div(jnp.maximum(last[b] - at, 0), plan.pages)
-        page = at + plan.pages * jnp.minimum(s, ahead)
-        number = table[b * plan.table + jax.lax.rem(page, plan.table)]
-        return jnp.where(at <= last[b], jnp.maximum(number, 0), 0), 0, 0
+    Past the end of the run an operand stays at the page it has, so nothing is read.
+    """
+    pages, count = plan.pages, (run.last - run.first + 1)[:, None]
+    at = jnp.arange(plan.most_steps * pages, dtype=jnp.int32)
+    operand = at % pages
+    kept = jnp.minimum(at, operand + (count - 1 - operand) // pages * pages)
+    page = jnp.take_along_axis(table_BN, (run.first[:, None] + kept) % plan.table, axis=1)
+    return jnp.where((kept >= 0) & (page >= 0), page, 0)
+
+
+def _page(plan: Plan, x: Array, n: int) -> pl.BlockSpec:
+    """The n-th page of a step."""
+
+    def index(b: Array, s: Array, first: Ref, last: Ref, order: Ref, *_: Ref) -> tuple:
+        return order[(b * plan.most_steps + s) * plan.pages + n], 0, 0
 
     return pl.BlockSpec((None, *x.shape[1:]), index)
 
@@ -262,74 +288,97 @@ def _cost(plan: Plan, cache: Cache, mask: Mask, arrays: Sequence[Array]) -> pl.C
     )
 
 
-def _kernel(plan: Plan, first: Ref, last: Ref, table: Ref, *refs: Ref) -> None:
+def _kernel(plan: Plan, first: Ref, last: Ref, order: Ref, *refs: Ref) -> None:
     refs = iter(refs)
     take = lambda count: [next(refs) for _ in range(count)]  # noqa: E731
-    numbers = take(0 if plan.mod is None else 2)
-    q, integers = take(2)
-    real = take(1) if plan.mod is not None and _floats(plan.mod) else []
-    tables = take(0 if plan.pairs is None else 2)
+    rotated, halves = plan.pairs is not None, 1 if plan.pairs is None else 2
+    scalars = take(0 if plan.mod is None else 2)
+    q, integers = take(halves), next(refs)
+    real = take(1) if plan.mod is not None and plan.mod.floats else []
+    turn, step_turn = take(2) if rotated else (None, None)
     k, v = take(plan.pages), take(plan.pages)
     k_scale, v_scale = (take(plan.pages if plan.quantised else 0) for _ in range(2))
-    out, lse, top, total, acc = take(5)
-    queries = next(refs, q)
+    out, lse, top, total, acc, hidden = take(6)
+    queries = take(2) if rotated else q
     b, s = pl.program_id(0), pl.program_id(1)
     page = first[b] + s * plan.pages
-    width = plan.layout.width
 
     @pl.when(s == 0)
     def _():
         top[...] = jnp.full_like(top, FLOOR)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
-        if tables:
-            queries[...] = q[...]
+        if rotated:
+            for held, given in zip(queries, q, strict=True):
+                held[...] = given[...]
 
-    def add(group: int) -> None:
-        lanes = slice(group * width, (group + 1) * width)
-        keys = _joined(k, lanes, plan.compute)
-        if tables:
-            rows = [tables[0][n] for n in range(tables[0].shape[0])]
-            keys = turned(keys.astype(jnp.float32), rows, plan.pairs).astype(plan.compute)
-        score = _dot(queries[group].astype(plan.compute), keys, 1)
+    def add(group: int, k_pos: Array) -> None:
+        lanes = pl.ds(group * plan.layout.width, plan.layout.width)
+        keys = _joined(k, lanes)
+        keys = [keys] if not rotated else [keys.astype(jnp.float32) * turn[n] for n in range(2)]
+        score = sum(
+            _dot(x[group].astype(plan.compute), y.astype(plan.compute), 1)
+            for x, y in zip(queries, keys, strict=True)
+        )
         if k_scale:
             score = score * _per_row(plan, k_scale, group)
-        k_pos = page * plan.page + jax.lax.broadcasted_iota(jnp.int32, (1, plan.tokens), 1)
-        column = lambda n: integers[group][:, n : n + 1]  # noqa: E731
         if plan.mod is not None:
-            given = _given(plan.mod, numbers, integers[group], [x[group] for x in real])
-            score = plan.mod(score, k_pos, column(Q_POS), given)
-        seen = (column(LOWER) <= k_pos) & (k_pos <= column(UPPER))
-        score = jnp.where(seen, score, -jnp.inf)
-        before = top[group][:, :1]
+            given = _given(plan.mod, scalars, integers[group], [x[group] for x in real])
+            score = plan.mod(score, k_pos, given)
+        if plan.mod is None:
+            score = score + hidden[...]
+        else:  # which may be no number where it is not seen
+            score = jnp.where(hidden[...] == 0, score, -jnp.inf)
+        before = top[group]
         highest = jnp.maximum(before, score.max(-1, keepdims=True))
-        weights, fade = jnp.exp(score - highest), jnp.exp(before - highest)
-        top[group] = jnp.broadcast_to(highest, top.shape[1:])
-        total[group] = total[group] * fade + weights.sum(-1, keepdims=True)
+        weights, fade = jnp.exp(score - _wide(highest, plan.tokens)), jnp.exp(before - highest)
+        top[group] = highest
+        total[group] = total[group] * fade + _lanes(weights)
         if v_scale:
             weights = weights * _per_row(plan, v_scale, group)
-        values = _joined(v, lanes, plan.compute)
-        acc[group] = acc[group] * fade + _dot(weights.astype(plan.compute), values, 0)
+        values = _joined(v, lanes).astype(plan.compute)
+        new = _dot(weights.astype(plan.compute), values, 0)
+        acc[group] = acc[group] * _wide(fade, plan.layout.width) + new
 
     @pl.when(page <= last[b])
     def _():
+        at = jax.lax.broadcasted_iota(jnp.int32, (1, plan.tokens), 1)
+        k_pos = page * plan.page + at
+        low, high = (integers[0][:, n : n + 1] for n in (LOWER, UPPER))  # as in every group
+        hidden[...] = jnp.where((low <= k_pos) & (k_pos <= high), 0.0, -jnp.inf)
         for group in range(plan.layout.groups):
-            add(group)
-            if tables:  # to the next step
-                rows = [tables[1][n] for n in range(tables[1].shape[0])]
-                queries[group] = turned(queries[group], rows, plan.pairs)
+            add(group, k_pos)
+        if rotated:
+            cos, sin = step_turn[0], step_turn[1]
+            one, other = queries[0][...], queries[1][...]
+            queries[0][...] = one * cos + other * sin
+            queries[1][...] = other * cos - one * sin
 
     @pl.when(s == pl.num_programs(1) - 1)
     def _():
-        weight = total[...][:, :, :1]
+        weight = total[...].sum(-1, keepdims=True)
         some = weight > 0
         out[...] = (acc[...] * jnp.where(some, 1 / weight, 0.0)).astype(out.dtype)
         lse[...] = jnp.where(some, top[...][:, :, :1] + jnp.log(weight), -jnp.inf)
 
 
-def _joined(pages: Sequence[Ref], lanes: slice, dtype: jnp.dtype) -> Array:
+def _joined(pages: Sequence[Ref], lanes: pl.Slice) -> Array:
     """Some lanes of all pages of a step, one page below the other."""
-    return jnp.concatenate([page[:, lanes] for page in pages]).astype(dtype)
+    return jnp.concatenate([page[:, lanes] for page in pages])
+
+
+def _wide(x: Array, columns: int) -> Array:
+    """A value repeated along lanes, for so many columns."""
+    return jnp.tile(x, (1, pl.cdiv(columns, LANES)))[:, :columns]
+
+
+def _lanes(x: Array) -> Array:
+    """Sums over columns of equal lane."""
+    pieces = [x[:, at : at + LANES] for at in range(0, x.shape[1], LANES)]
+    rest = LANES - pieces[-1].shape[1]
+    if rest:
+        pieces[-1] = jnp.concatenate([pieces[-1], jnp.zeros((x.shape[0], rest))], 1)
+    return sum(pieces)
 
 
 def _per_row(plan: Plan, scales: Sequence[Ref], group: int) -> Array:
@@ -345,16 +394,11 @@ def _per_row(plan: Plan, scales: Sequence[Ref], group: int) -> Array:
     return scale
 
 
-def _floats(mod: Modification) -> bool:
-    """Whether columns of floats enter the kernel."""
-    return any(x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.floating) for x in mod.crossing)
-
-
 def _given(
     mod: Modification, scalars: Sequence[Ref], integers: Array, real: Sequence[Array]
 ) -> Iterator[Array]:
     """What crosses into the kernel, in order, from where `decode` put it."""
-    at = {"integer": iter(range(UPPER + 1, integers.shape[1])), "float": iter(range(LANES))}
+    at = {"integer": iter(range(OWN, integers.shape[1])), "float": iter(range(LANES))}
     scalar_at = {"integer": iter(range(LANES)), "float": iter(range(LANES))}
     for aval in mod.crossing:
         kind = "float" if jnp.issubdtype(aval.dtype, jnp.floating) else "integer"

@@ -5,7 +5,7 @@ queries, and enters the kernel as a column or a number; what touches a score or 
 key stays inside. So a lookup by head (`slopes_H[head]`) needs no gather in the kernel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,12 +35,18 @@ class Modification(NamedTuple):
             for x, aval in zip(found, self.crossing, strict=True)
         ]
 
+    @property
+    def floats(self) -> int:
+        """How many columns of floats cross."""
+        kinds = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in self.crossing]
+        return sum(k and self.is_column(a) for k, a in zip(kinds, self.crossing, strict=True))
+
     @staticmethod
     def is_column(aval: jax.core.ShapedArray) -> bool:
         """Whether what crosses is a number a row, not one for all."""
         return aval.size > 1
 
-    def __call__(self, score: Array, k_pos: Array, q_pos: Array, given: Sequence[Array]) -> Array:
+    def __call__(self, score: Array, k_pos: Array, given: Iterable[Array]) -> Array:
         """Modified scores of a tile, from what crosses: scalars and columns."""
         given = [_cast(x, aval) for x, aval in zip(given, self.crossing, strict=True)]
         return core.jaxpr_as_fun(self.inside)(*given, score, k_pos)[0]

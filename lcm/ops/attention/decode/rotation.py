@@ -1,13 +1,10 @@
 """Rotary position embedding of keys that are cached raw."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
-from lcm.ops.attention.decode.layout import LANES
 from lcm.types import Array
 
 
@@ -36,37 +33,26 @@ class Rotation:
 
 
 def turns(rotation: Rotation, positions_X: Array, size: int, heads: int) -> Array:
-    """Tables `[2 or 3, X, W]` that rotate rows of `heads` heads side by side, W = heads K.
+    """Tables `[2, X, W]` that rotate within a product, for `heads` heads side by side.
 
-        rotated = x tables[0] + roll(x, R) tables[1] + roll(x, -R) tables[2]
+    For a query (x, y, r) and a key (a, b, c), pairs in the first two pieces,
 
-    Where R is half of W the two rolls are one.
+        q . U(p) k  =  q . (k tables[0, p]) + swapped(q) . (k tables[1, p])
+
+    since it is a (x cos + y sin) + b (y cos - x sin) + r c. So keys are multiplied in place.
     """
     pairs = rotation.inv_freq_R.shape[0]
     angles = positions_X[:, None].astype(jnp.float32) * rotation.inv_freq_R
     cos, sin = rotation.factor * jnp.cos(angles), rotation.factor * jnp.sin(angles)
-    none, rest = jnp.zeros_like(sin), jnp.ones((len(positions_X), size - 2 * pairs))
+    rest = jnp.ones((len(positions_X), size - 2 * pairs))
     of_head = [
         jnp.concatenate([cos, cos, rest], -1),
-        jnp.concatenate([none, sin, 0 * rest], -1),
-        jnp.concatenate([-sin, none, 0 * rest], -1),
+        jnp.concatenate([sin, -sin, 0 * rest], -1),
     ]
-    if one_roll(pairs, size * heads):
-        of_head = [of_head[0], of_head[1] + of_head[2]]
     return jnp.tile(jnp.stack(of_head), (1, 1, heads))
 
 
-def turned(x: Array, tables: Sequence[Array], pairs: int) -> Array:
-    """float32 rows `[X, W]` rotated by tables of `turns`, in a kernel."""
-    moved = [_roll(x, shift) for shift in (pairs, x.shape[1] - pairs)[: len(tables) - 1]]
-    return x * tables[0] + sum(m * table for m, table in zip(moved, tables[1:], strict=True))
-
-
-def one_roll(pairs: int, width: int) -> bool:
-    """Whether a roll by R to one side is the roll by R to the other."""
-    return 2 * pairs == width
-
-
-def _roll(x: Array, shift: int) -> Array:
-    """Whole lanes are rotated by the hardware, others are cut and joined."""
-    return pltpu.roll(x, shift, 1) if x.shape[1] % LANES == 0 else jnp.roll(x, shift, 1)
+def swapped(q_BLHK: Array, pairs: int) -> Array:
+    """(x, y, r) as (y, x, r), the first two of `pairs` numbers each."""
+    x, y, rest = jnp.split(q_BLHK, (pairs, 2 * pairs), axis=-1)
+    return jnp.concatenate([y, x, rest], axis=-1)
