@@ -19,9 +19,12 @@ from jax.test_util import check_grads
 from lcm.ops import attention
 from lcm.ops.attention import (
     BACKENDS,
+    BlockMap,
     LinearBias,
     Part,
     SoftCap,
+    Softmax,
+    Softplus,
     causal,
     compose,
     sinks,
@@ -240,3 +243,16 @@ def test_a_backend_of_another_platform_is_refused(monkeypatch):
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=devices)
     with jax.sharding.use_abstract_mesh(mesh):  # as when compiling ahead of time
         assert jax.eval_shape(lambda: attention.attend([Part(q, k)], v, backend="kernel")).shape
+
+
+def test_auto_leaves_to_blockwise_what_kernels_do_not_compute(monkeypatch):
+    """Softplus and block maps, compiled for a TPU."""
+    q, k, v = arrays()
+    monkeypatch.setitem(BACKENDS, "pallas", BACKENDS["pallas"]._replace(attend=None))
+    devices = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=devices)
+    blocks = BlockMap(32, np.zeros((1, 1, 1), np.int32))
+    with jax.sharding.use_abstract_mesh(mesh):
+        for part, normaliser in ((Part(q, k), Softplus()), (Part(q, k, blocks=blocks), Softmax())):
+            run = lambda: attention.attend([part], v, normaliser=normaliser)  # noqa: B023, E731
+            assert jax.eval_shape(run).shape == q.shape

@@ -144,7 +144,7 @@ def _with_clean_blocks(part: Part) -> Part:
 def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
     """The backend's function for a task, if this platform can run it."""
     if name == "auto":
-        name = _fastest(parts)
+        name = _fastest(parts, task)
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"attention backend {name!r} is unknown: use one of {known}")
@@ -160,11 +160,11 @@ def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
     return run
 
 
-def _fastest(parts: tuple[Part, ...]) -> str:
+def _fastest(parts: tuple[Part, ...], task: str) -> str:
     if parts[0].q_BLHK.shape[1] < FEW:
         return "reference"
-    mapped = any(part.blocks is not None for part in parts)
-    return "pallas" if platform() == "tpu" and not mapped else "blockwise"
+    kernels = task == "attend" and all(part.blocks is None for part in parts)
+    return "pallas" if platform() == "tpu" and kernels else "blockwise"
 
 
 def _one_document(batch: int, start: int, stop: int) -> Context:

@@ -28,13 +28,11 @@ from lcm.ops.attention.score import Leaves, split
 from lcm.ops.recompute import after
 from lcm.types import Array, Context, Values
 
-QUERIES, KEYS = (
-    256,
-    512,
-)  # largest block of queries, largest span of keys, where they are looped over
+# Largest block of queries and largest span of keys, where they are looped over.
+QUERIES, KEYS = 256, 512
 # Up to SHORT tokens there are no loops: blocks of SMALL queries are written out, each with one span
-# of keys that ends where the mask does. On a CPU that is faster until compilation takes over.
-SHORT, SMALL = 1024, 128
+# of keys that ends where the mask does. On a CPU that is faster, and beyond it takes more memory.
+SHORT, SMALL = 768, 128
 
 
 @dataclasses.dataclass(frozen=True)
