@@ -1,5 +1,6 @@
 """Attention as a mixer: projections, positions, one call of `attend`."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ def _limited(part: attention.Part, spec: LayerSpec) -> attention.Part:
     mask = mask & attention.window(spec.window) if spec.window else mask
     cap = attention.SoftCap(spec.score_cap) if spec.score_cap else None
     mod = attention.compose(cap, part.score_mod)
-    return attention.Part(part.q_BLHK, part.k_BSGK, mask, mod)
+    return dataclasses.replace(part, mask=mask, score_mod=mod)
 
 
 def _append(cache: KVCache, k_BLGK: Keys, v_BLGK: Values, context: Context) -> KVCache:
