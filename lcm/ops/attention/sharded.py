@@ -47,7 +47,7 @@ def over_mesh(attend: Attend) -> Attend:
         def own(own_parts: tuple, v: Array, q_where: Context, k_where: Context) -> Partial:
             first = jax.lax.axis_index(HEADS) * (heads // cut) if cut > 1 else 0
             local = tuple(
-                Part(q, k, part.mask, None if mod is None else _Later(mod, first))
+                dataclasses.replace(part, q_BLHK=q, k_BSGK=k, score_mod=mod and _Later(mod, first))
                 for part, (q, k, mod) in zip(parts, own_parts, strict=True)
             )
             return attend(local, v, q_where, q_where if one_context else k_where, scale)
