@@ -104,7 +104,7 @@ OVERRIDES = {
         ["model.positions.length=8", "data.length=32", "set it to 32 or more"],
     ),
     "positions": (["model.positions=ropee"], ["'ropee'", "nope, learned, sinusoidal"]),
-    "chain": (["model.positions=rope+rope"], ["RoPE acts in attention", "put it second"]),
+    "chain": (["model.positions=rope+rope"], ["RoPE acts in attention", "put it last"]),
     "field": (["model.positions.bas=5"], ["model.positions.bas", "config.model.positions.base?"]),
     "pattern": (["model.pattern=attention,nope"], ["'nope'", "config.model.kinds.nope"]),
     "empty pattern": (["model.pattern="], ["config.model.pattern is empty"]),
