@@ -83,3 +83,31 @@ def _all_right(spec: ModelSpec, params: Any, batch: Batch) -> Array:
     logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)
     same_BL = jnp.argmax(logits, axis=-1) == batch.targets_BL
     return jnp.all(same_BL | (batch.loss_weight_BL == 0), axis=-1)
+
+
+def points_over_seeds(
+    cfg: Any,
+    stacked: Any,
+    seeds: int,
+    task: Task,
+    lengths: Sequence[int],
+    count: int,
+    *,
+    place: Place | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy by length of models whose parameters are stacked, as plain JSON.
+
+    `value`, `low`, `high`: of the answers of all seeds together, with a Wilson interval that knows
+    nothing of how seeds differ; `by_seed` shows that. All seeds answer the same examples.
+    """
+    points = []
+    for length in lengths:
+        examples = list(task.draw([length], count, 0, "test"))
+        by_seed = [
+            matches(cfg, jax.tree.map(lambda x, s=s: x[s], stacked), examples, task.vocabulary, place)
+            for s in range(seeds)
+        ]
+        together = wilson(int(np.sum(by_seed)), seeds * len(examples))
+        each = [float(right.mean()) for right in by_seed]
+        points.append({"length": length, **together._asdict(), "by_seed": each})
+    return points
