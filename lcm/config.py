@@ -61,6 +61,9 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "train.clip": (1.0, "largest global norm of the gradient; 0 is no limit"),
     "train.z_loss": (1e-4, "coefficient of the squared log-normaliser; 0 is none"),
     "train.ema": (0.0, "decay of a moving average of the parameters; 0 keeps none"),
+    "train.init": ("", "workdir of a run whose parameters this one begins with; empty: fresh ones"),
+    "train.only": ("", "regular expression: parameters whose path has it are trained; empty: all"),
+    "train.placement": ("plain", "where training tokens stand; its fields follow"),
     "train.log_every": (10, "steps between lines of metrics"),
     "train.position_bins": (16, "bins of the loss by position in the metrics"),
     "checkpoint.every": (500, "steps between checkpoints; the last step is always saved"),
@@ -74,6 +77,9 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "eval.batch_tokens": (4096, "tokens in one call of the model"),
     "eval.stride": (0, "tokens between sliding windows; 0 is half of the training length"),
 }
+
+# Keys that hold a value by its name and fields.
+_ENTRIES = {"positions": positions.config, "placement": positions.placement_config}
 
 # What numbers may be, from the first up to but without the second; other integers are sizes or
 # counts below 2^31, and every float is finite. What depends on several keys is checked where they
@@ -108,7 +114,7 @@ def base() -> ConfigDict:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = positions.config(default) if last == "positions" else default
+        node[last] = _ENTRIES[last](default) if last in _ENTRIES else default
     return ConfigDict(tree)
 
 
@@ -178,8 +184,9 @@ def override(cfg: ConfigDict, assignments: Iterable[str]) -> ConfigDict:
     """A copy of the config with assignments `a.b=value` made in the order given.
 
     `model.positions=NAME` chooses an encoding with its defaults, after which its own fields can
-    be assigned; `model.kinds.KIND.KEY` may name keys that are not there yet. Other keys must
-    exist, and values must have the type of what they replace.
+    be assigned, and so does a field that is an encoding, such as `model.positions.rope`;
+    `model.kinds.KIND.KEY` may name keys that are not there yet. Other keys must exist, and values
+    must have the type of what they replace.
 
     Raises:
         ConfigError: naming key, value and remedy.
@@ -189,7 +196,8 @@ def override(cfg: ConfigDict, assignments: Iterable[str]) -> ConfigDict:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--config.{assignment} assigns nothing: write --config.{key}=VALUE")
-        _assign(cfg, key.removesuffix(".name") if key.endswith("positions.name") else key, text)
+        parent = key.removesuffix(".name")
+        _assign(cfg, parent if parent.split(".")[-1] in _ENTRIES else key, text)
     check_keys(cfg)
     return cfg
 
@@ -199,7 +207,7 @@ def describe(cfg: ConfigDict) -> list[tuple[str, str, Any]]:
     values = dict(_flat(cfg))
     rows = []
     for key, (_, meaning) in _KEYS.items():
-        if key == "model.positions":
+        if key.split(".")[-1] in _ENTRIES:
             rows.append((key, meaning, values[f"{key}.name"]))
             fields = [k for k in values if k.startswith(f"{key}.") and not k.endswith(".name")]
             rows += [(k, f"field of {values[f'{key}.name']}", values[k]) for k in fields]
@@ -216,10 +224,11 @@ def check_keys(cfg: ConfigDict) -> None:
     """
     values = dict(_flat(cfg))
     for key, value in values.items():
-        if key == "model.positions":
+        if key in ("model.positions", "train.placement"):
+            maker = _ENTRIES[key.split(".")[-1]].__name__
             raise ConfigError(
-                f"config.model.positions={value!r} is no entry of an encoding: assign one made by "
-                "lcm.positions.config, such as lcm.positions.config('alibi')"
+                f"config.{key}={value!r} is no entry: assign one made by lcm.positions.{maker}, "
+                f"such as lcm.positions.{maker}({_KEYS[key][0]!r})"
             )
         if key == "model.kinds":
             _check_kinds(value)
@@ -258,7 +267,7 @@ def _check_limits(key: str, value: Any) -> None:
 
 
 # Entries with keys of their own, which lcm.positions and lcm.models check.
-_FREE = ("model.positions.", "model.kinds.")
+_FREE = ("model.positions.", "model.kinds.", "train.placement.")
 
 
 def _flat(node: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
@@ -288,11 +297,12 @@ def _assign(cfg: ConfigDict, key: str, text: str) -> None:
         if not isinstance(node, ConfigDict) or parent not in node:
             raise _unknown(key, cfg)
         node = node[parent]
-    if last == "positions" and node is not cfg:
+    entry = isinstance(node, ConfigDict) and isinstance(node.get(last), ConfigDict)
+    if (last in _ENTRIES and node is not cfg) or (entry and "name" in node[last]):
         with node.unlocked():
             if last in node:
                 del node[last]
-            node[last] = ConfigDict(positions.config(text))
+            node[last] = ConfigDict(_ENTRIES.get(last, positions.config)(text))
         return
     if not isinstance(node, ConfigDict) or last not in node:
         raise _unknown(key, cfg)

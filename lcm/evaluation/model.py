@@ -133,7 +133,10 @@ def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> p
     """
     model = load(folder)
     if overrides:
-        model = model._replace(cfg=config.override(model.cfg, overrides))
+        cfg = config.override(model.cfg, overrides)
+        config.check_keys(cfg)
+        adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
+        model = model._replace(cfg=cfg, params=adopted)
     variant = "".join(f"-{_safe(o)}" for o in overrides if not o.startswith("eval."))
     result = evaluate_model(model, title=f"evaluate {pathlib.Path(folder).name}")
     return save(result, pathlib.Path(folder) / "eval" / f"step-{model.step}{variant}.json")

@@ -21,6 +21,7 @@ from lcm.types import Array, Context, Logits, Tokens
 __all__ = [
     "ModelSpec",
     "State",
+    "adopt",
     "apply",
     "check_backend",
     "check_limit",
@@ -29,6 +30,7 @@ __all__ = [
     "flops_per_token",
     "init",
     "init_state",
+    "only_used",
     "parameter_count",
     "spec",
     "state_bytes_per_token",
@@ -73,6 +75,15 @@ def apply(
         raise ValueError(f"context {context.positions_BL.shape} for tokens {tokens_BL.shape}")
     _check_length(description, tokens_BL, state)
     return _apply(description, params, tokens_BL, context, state)
+
+
+def adopt(cfg: Any, params: decoder.Params, key: jax.Array) -> decoder.Params:
+    """Parameters of a trained model for `cfg`, which differs in its encodings alone.
+
+    What an encoding learns is kept where it has the same name and shape, fresh where it is new,
+    and stretched where a learned table has become longer. Other parameters are not touched.
+    """
+    return decoder.adopt(spec(cfg), params, key)
 
 
 def default_context(shape: tuple[int, int], start: int | Array = 0) -> Context:
@@ -136,6 +147,17 @@ def check_params(cfg: Any, params: decoder.Params) -> None:
                 f"{wanted.shape}: change only what needs no other weights, such as positions or "
                 "window, or train a model of this shape"
             )
+
+
+def only_used(cfg: Any, params: decoder.Params) -> decoder.Params:
+    """The parameters that the model in `cfg` has, of a tree that may hold more."""
+
+    def pick(wanted: Any, found: Any) -> Any:
+        if isinstance(wanted, dict):
+            return {name: pick(each, found[name]) for name, each in wanted.items()}
+        return found
+
+    return pick(_shapes(spec(cfg)), params)
 
 
 @functools.cache

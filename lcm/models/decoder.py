@@ -10,6 +10,7 @@ from lcm import nn
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import Functional, functional
 from lcm.ops.platform import platform
+from lcm.positions import PositionEncoding
 from lcm.types import Array, Context, Hidden, Logits, Tokens
 
 Params = dict[str, Any]
@@ -69,7 +70,7 @@ def hidden(
 ) -> tuple[Hidden, State | None]:
     """The normalised output of the last layer, in the dtype the model computes in."""
     embedding, norm, _ = _ends(spec)
-    shared = params.get("positions", {})
+    shared = _prepared(spec, params.get("positions", {}))
     x_BLD = embedding.apply(params["embedding"], tokens_BL, spec.dtype)
     x_BLD = spec.positions.embed(shared.get("model", {}), x_BLD, context)
     states = tuple(None for _ in spec.layers) if state is None else state.layers
@@ -154,6 +155,57 @@ def _remat(spec: ModelSpec, block: Any) -> Any:
 def _own_encoding(spec: ModelSpec, kind: int) -> str:
     """Where the shared parameters of a kind's encoding lie: with the model's if it is the same."""
     return "model" if spec.layers[kind].positions == spec.positions else str(kind)
+
+
+def _prepared(spec: ModelSpec, shared: Params) -> Params:
+    """Shared parameters of encodings with what they derive from them, once for all layers."""
+    encodings = _encodings(spec)
+    return {name: encodings[name].prepare(own) for name, own in shared.items() if name in encodings}
+
+
+def adopt(spec: ModelSpec, params: Params, key: jax.Array) -> Params:
+    """Parameters of a trained model under the encodings of `spec`: fresh where they are new."""
+    encodings = _encodings(spec)
+    trained, adopted = params.get("positions", {}), {**params}
+    for name, fresh in _init_positions(spec, key).items():
+        own = encodings[name].adopt(fresh, trained.get(name, {}))
+        adopted["positions"] = {**adopted.get("positions", {}), name: own}
+    adopted["layers"] = {
+        str(i): _adopted_layer(spec, i, params["layers"][str(i)], jax.random.fold_in(key, i))
+        for i in range(len(spec.layers))
+    }
+    return adopted
+
+
+def _adopted_layer(spec: ModelSpec, kind: int, params: Params, key: jax.Array) -> Params:
+    layer, mixer = spec.layers[kind], params["mixer"]
+    keys = jax.random.split(key, spec.count(kind))
+    fresh = jax.vmap(lambda key: layer.positions.init_layer(key, layer.dims))(keys)
+    if not fresh:
+        return params
+    own = jax.vmap(layer.positions.adopt)(fresh, mixer.get("positions", {}))
+    return {**params, "mixer": {**mixer, "positions": own}}
+
+
+def project(spec: ModelSpec, params: Params) -> Params:
+    """Parameters of encodings within the limits they set, such as KERPLE's."""
+    if "positions" in params:
+        own = _encodings(spec)
+        projected = {name: own[name].project(each) for name, each in params["positions"].items()}
+        params = {**params, "positions": projected}
+    layers = dict(params["layers"])
+    for i, layer in enumerate(spec.layers):
+        mixer = layers[str(i)]["mixer"]
+        if "positions" in mixer:
+            mixer = {**mixer, "positions": layer.positions.project(mixer["positions"])}
+            layers[str(i)] = {**layers[str(i)], "mixer": mixer}
+    return {**params, "layers": layers}
+
+
+def _encodings(spec: ModelSpec) -> dict[str, PositionEncoding]:
+    """Encodings by where their shared parameters lie."""
+    own = {_own_encoding(spec, i): layer.positions for i, layer in enumerate(spec.layers)}
+    return {**own, "model": spec.positions}
 
 
 def _init_positions(spec: ModelSpec, key: jax.Array) -> Params:

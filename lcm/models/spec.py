@@ -68,8 +68,8 @@ def spec(cfg: Any) -> ModelSpec:
             f"model.pattern has {len(model.pattern)} kinds for model.depth={model.depth} layers: "
             "shorten the pattern or deepen the model"
         )
-    encoding = positions.make(model.positions)
     layers = tuple(_layer(model, kind, cfg.data.length) for kind in model.pattern)
+    encoding = positions.make(model.positions).resolved(layers[0].dims)
     encoding.check(layers[0].dims)
     return ModelSpec(
         layers=layers,
@@ -137,7 +137,8 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         length=length,
         backend=get("backend"),
     )
-    encoding.check(layer.dims)
+    layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
+    layer.positions.check(layer.dims)
     return layer
 
 

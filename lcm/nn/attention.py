@@ -46,22 +46,30 @@ class Attention(nnx.Module):
     ) -> tuple[Hidden, KVCache | None]:
         spec = self.spec
         split = (*x_BLD.shape[:2], -1, spec.head_size)
-        q_BLHK = dense(x_BLD, self.q[...]).reshape(split)
-        k_BLGK = dense(x_BLD, self.k[...]).reshape(split)
-        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
         own = jax.tree.map(
             lambda p: p[...], dict(getattr(self, "positions", {})), is_leaf=_is_param
         )
-        params = {**shared, **own}
-        k_BLGK = spec.positions.keys(params, k_BLGK, context)
+        params, encoding = _merged(shared, own), spec.positions
+        placed_BLD = encoding.infuse(params, x_BLD, context)
+        q_BLHK = dense(placed_BLD, self.q[...]).reshape(split)
+        k_BLGK = dense(placed_BLD, self.k[...]).reshape(split)
+        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
+        k_BLGK = encoding.keys(params, k_BLGK, context)
         if state is not None:
             state = _append(state, k_BLGK, v_BLGK, context)
             k_BSGK, v_BSGK, k_context = state.k_BSGK, state.v_BSGK, _context(state)
         else:
             k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
-        parts = spec.positions.parts(params, q_BLHK, k_BSGK, context, k_context)
-        parts = [_limited(part, spec) for part in parts]
-        o_BLHK = attention.attend(parts, v_BSGK, context, k_context, backend=spec.backend)
+        o_BLHK = encoding.attend(
+            params,
+            q_BLHK,
+            k_BSGK,
+            v_BSGK,
+            context,
+            k_context,
+            limit=lambda part: _limited(part, spec),
+            backend=spec.backend,
+        )
         return dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...]), state
 
     @staticmethod
@@ -83,6 +91,12 @@ class Attention(nnx.Module):
     def state_bytes(spec: LayerSpec, itemsize: int) -> int:
         """Bytes of cache that one token needs, positions and segments included."""
         return 2 * spec.kv_heads * spec.head_size * itemsize + 8
+
+
+def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Both in one, nested as a chain of encodings nests them; they share no names."""
+    both = {name: _merged(shared[name], own[name]) for name in shared.keys() & own.keys()}
+    return {**shared, **own, **both}
 
 
 def _is_param(leaf: Any) -> bool:

@@ -1,24 +1,142 @@
 """Position encodings: frozen dataclasses behind one interface."""
 
-from lcm.positions.absolute import Countdown, Learned, NoPE, Sinusoidal, countdown_scale
+from lcm.positions.absolute import Countdown, Infused, Learned, NoPE, Sinusoidal, countdown_scale
 from lcm.positions.alibi import ALiBi
-from lcm.positions.base import Dims, PositionEncoding
+from lcm.positions.base import About, Dims, PositionEncoding
+from lcm.positions.bias import (
+    T5,
+    Bias,
+    Fire,
+    HardALiBi,
+    Kerple,
+    KerplePower,
+    Sandwich,
+    TypeOne,
+    TypeTwo,
+)
 from lcm.positions.chain import Chain
-from lcm.positions.registry import ENCODINGS, config, make
+from lcm.positions.clex import CLEX
+from lcm.positions.cope import CoPE
+from lcm.positions.placement import (
+    CREAM,
+    PLACEMENTS,
+    CLEXScales,
+    Jittered,
+    Placement,
+    PoSE,
+    Randomised,
+    Segmented,
+)
+from lcm.positions.reattention import ReAttention
+from lcm.positions.registry import ENCODINGS, config, make, make_placement, placement_config
+from lcm.positions.remap import (
+    DualChunk,
+    LeakyReRoPE,
+    LMInfinite,
+    LMInfiniteALiBi,
+    Region,
+    Remap,
+    ReRoPE,
+    SelfExtend,
+    StreamingLLM,
+)
 from lcm.positions.rope import RoPE
+from lcm.positions.scaling import (
+    NTK,
+    ByParts,
+    DynamicNTK,
+    DynamicYaRN,
+    Linear,
+    Llama3,
+    LongRoPE,
+    PowerBasis,
+    Proportional,
+    Scaled,
+    TruncatedBasis,
+    YaRN,
+)
+from lcm.positions.temperature import (
+    Aligned,
+    Chunked,
+    FloorScale,
+    HeadScale,
+    LengthScale,
+    LogLength,
+    LogN,
+    Temperature,
+    UniformScale,
+    uniform_scale,
+)
+from lcm.positions.xpos import XPos
 
 __all__ = [
+    "CLEX",
+    "CREAM",
     "ENCODINGS",
+    "NTK",
+    "PLACEMENTS",
+    "T5",
     "ALiBi",
+    "About",
+    "Aligned",
+    "Bias",
+    "ByParts",
+    "CLEXScales",
     "Chain",
+    "Chunked",
+    "CoPE",
     "Countdown",
     "Dims",
+    "DualChunk",
+    "DynamicNTK",
+    "DynamicYaRN",
+    "Fire",
+    "FloorScale",
+    "HardALiBi",
+    "HeadScale",
+    "Infused",
+    "Jittered",
+    "Kerple",
+    "KerplePower",
+    "LMInfinite",
+    "LMInfiniteALiBi",
+    "LeakyReRoPE",
     "Learned",
+    "LengthScale",
+    "Linear",
+    "Llama3",
+    "LogLength",
+    "LogN",
+    "LongRoPE",
     "NoPE",
+    "Placement",
+    "PoSE",
     "PositionEncoding",
+    "PowerBasis",
+    "Proportional",
+    "Randomised",
+    "ReAttention",
+    "ReRoPE",
+    "Region",
+    "Remap",
     "RoPE",
+    "Sandwich",
+    "Scaled",
+    "Segmented",
+    "SelfExtend",
     "Sinusoidal",
+    "StreamingLLM",
+    "Temperature",
+    "TruncatedBasis",
+    "TypeOne",
+    "TypeTwo",
+    "UniformScale",
+    "XPos",
+    "YaRN",
     "config",
     "countdown_scale",
     "make",
+    "make_placement",
+    "placement_config",
+    "uniform_scale",
 ]

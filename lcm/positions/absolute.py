@@ -1,12 +1,14 @@
 """Encodings on the input: learned, sinusoidal, and the countdown of length control."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
-from lcm.positions.base import Dims, Params, PositionEncoding
+from lcm.positions.base import About, Dims, Params, PositionEncoding
+from lcm.positions.stretch import stretch
 from lcm.types import Array, Context, Hidden, PerToken
 
 
@@ -14,24 +16,44 @@ from lcm.types import Array, Context, Hidden, PerToken
 class NoPE(PositionEncoding):
     """No position encoding; the causal mask alone breaks the symmetry (arXiv:2305.19466)."""
 
+    about: ClassVar = About(
+        "NoPE", "none", "Kazemnejad et al., NeurIPS 2023, arXiv:2305.19466", "from scratch"
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Learned(PositionEncoding):
     """A learned table of positions added to the embeddings (GPT-2).
 
-    `length` is the number of rows; 0 takes the training length. A position past the table gives
-    NaN, since a clamped one would be silent nonsense; `lcm.apply` and the evaluation refuse it
-    with a message before that.
+    A position past the table gives NaN, since a clamped one would be silent nonsense; `lcm.apply`
+    and the evaluation refuse it with a message before that.
+
+    length: rows; 0 takes the training length.
+    keep: first rows that stay as they are where a trained table is stretched to `length`, the
+        others are spread out (Long-CLIP); 0 spreads all. No gradient reaches them.
     """
 
     length: int = 0
     std: float = 0.02
+    keep: int = 0
+
+    about: ClassVar = About(
+        "learned",
+        "x + table[i]",
+        "Gehring et al., 2017, arXiv:1705.03122; GPT-2",
+        "from scratch",
+    )
 
     def check(self, dims: Dims) -> None:
         if self.length and self.length < dims.length:
             raise ConfigError(
                 f"model.positions.length={self.length} is shorter than the training length "
                 f"data.length={dims.length}: set it to {dims.length} or more, or to 0"
+            )
+        if not 0 <= self.keep < self.limit(dims):
+            raise ConfigError(
+                f"model.positions.keep={self.keep} rows of {self.limit(dims)} cannot be kept: "
+                "give 0 or more, and fewer than all"
             )
 
     def limit(self, dims: Dims) -> int:
@@ -40,8 +62,18 @@ class Learned(PositionEncoding):
     def init(self, key: jax.Array, dims: Dims) -> Params:
         return {"table": self.std * jax.random.normal(key, (self.limit(dims), dims.width))}
 
+    def adopt(self, params: Params, trained: Params) -> Params:
+        table, rows = trained.get("table"), params["table"].shape[0]
+        if table is None or table.shape[1:] != params["table"].shape[1:]:
+            return params
+        longer = table.shape[0] < rows
+        return {"table": stretch(table, rows, self.keep) if longer else table[:rows]}
+
     def embed(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
-        rows = params["table"].at[context.positions_BL].get(mode="fill", fill_value=jnp.nan)
+        table = params["table"]
+        if self.keep:
+            table = jnp.concatenate([jax.lax.stop_gradient(table[: self.keep]), table[self.keep :]])
+        rows = table.at[context.positions_BL].get(mode="fill", fill_value=jnp.nan)
         return x_BLD + rows.astype(x_BLD.dtype)
 
 
@@ -56,6 +88,13 @@ class Sinusoidal(PositionEncoding):
     base: float = 10_000.0
     scale: float = 0.0
 
+    about: ClassVar = About(
+        "sinusoidal",
+        "x + [sin(i / b^(2k/D)), cos(i / b^(2k/D))]",
+        "Vaswani et al., NeurIPS 2017, arXiv:1706.03762",
+        "from scratch",
+    )
+
     def check(self, dims: Dims) -> None:
         _check_sinusoid(dims, self.base)
 
@@ -63,6 +102,30 @@ class Sinusoidal(PositionEncoding):
         width = x_BLD.shape[-1]
         signal = sinusoid(context.positions_BL, width, self.base)
         return _add(x_BLD, (self.scale or (2 / width) ** 0.5) * signal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Infused(Sinusoidal):
+    """Position-infused attention: sinusoids join queries and keys of each layer, not values.
+
+    Hidden states then hold no positions (Shortformer, Press et al., ACL 2021, arXiv:2012.15832).
+    Layers project from normalised inputs, whose numbers have size 1, so unit amplitude is the
+    scale of the paper; 0 takes it.
+    """
+
+    about: ClassVar = About(
+        "position-infused attention",
+        "q, k from x + [sin, cos], v from x",
+        "Press et al., ACL 2021, arXiv:2012.15832",
+        "from scratch",
+    )
+
+    def embed(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
+        return x_BLD
+
+    def infuse(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
+        signal = sinusoid(context.positions_BL, x_BLD.shape[-1], self.base)
+        return _add(x_BLD, (self.scale or 1.0) * signal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +141,13 @@ class Countdown(PositionEncoding):
 
     base: float = 10_000.0
     scale: float = 0.0
+
+    about: ClassVar = About(
+        "LDPE and ORPE",
+        "x + s [sin(r / b^(2k/D)), cos(r / b^(2k/D))], r the tokens still to come",
+        "Butcher et al., 2024, arXiv:2412.11937",
+        "tune",
+    )
 
     def check(self, dims: Dims) -> None:
         _check_sinusoid(dims, self.base)

@@ -2,17 +2,25 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from lcm.ops.attention import LinearBias, Part
-from lcm.positions.base import Params, PositionEncoding
+from lcm.positions.base import About, Params, PositionEncoding
 from lcm.types import Context, Keys, Queries
 
 
 @dataclasses.dataclass(frozen=True)
 class ALiBi(PositionEncoding):
     """`-m_h (i - j)` added to the scores of head h (Press et al., ICLR 2022, arXiv:2108.12409)."""
+
+    about: ClassVar = About(
+        "ALiBi",
+        "score - m_h (i - j), m_h = 2^(-8h/H)",
+        "Press et al., ICLR 2022, arXiv:2108.12409",
+        "from scratch",
+    )
 
     def parts(
         self,

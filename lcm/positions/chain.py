@@ -1,36 +1,48 @@
 """Two encodings at once."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
 from lcm.errors import ConfigError
 from lcm.ops.attention import Part
-from lcm.positions.base import Dims, Params, PositionEncoding
-from lcm.types import Context, Hidden, Keys, Queries
+from lcm.positions.base import About, Dims, Limit, Params, PositionEncoding
+from lcm.types import Context, Hidden, Keys, Queries, Values
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain(PositionEncoding):
-    """`first` on the embeddings, then `second` on both; attention is left to `second`.
+    """`first` on embeddings, inputs of queries and keys, or parts of `second`, which attends.
 
-    Such as a countdown on the input and RoPE in attention. `first` must not act in attention:
-    two encodings of the scores do not compose in general, so that is refused, not guessed.
+    Such as a countdown on the input, or a temperature, and RoPE in attention. `first` must have no
+    parts of its own: two encodings of the scores do not compose in general, so that is refused,
+    not guessed.
     """
 
     first: PositionEncoding
     second: PositionEncoding
+    about: ClassVar = About(
+        "Chain",
+        "first + second",
+        "",
+        "none",
+        "that of both",
+    )
 
     @property
     def cache(self) -> Literal["rotated", "raw"]:
         return self.second.cache
 
+    def resolved(self, dims: Dims) -> "Chain":
+        return Chain(self.first.resolved(dims), self.second.resolved(dims))
+
     def check(self, dims: Dims) -> None:
-        if type(self.first).parts is not PositionEncoding.parts:
+        own = [getattr(type(self.first), name) for name in ("keys", "parts", "attend")]
+        if own != [getattr(PositionEncoding, name) for name in ("keys", "parts", "attend")]:
             raise ConfigError(
-                f"the first of a chain acts on the embeddings alone, {type(self.first).__name__} "
-                "acts in attention: put it second"
+                f"the first of a chain acts on embeddings or on the parts of the second, "
+                f"{type(self.first).__name__} has an attention of its own: put it last"
             )
         self.first.check(dims)
         self.second.check(dims)
@@ -44,14 +56,31 @@ class Chain(PositionEncoding):
         return _both(self.first.init(one, dims), self.second.init(two, dims))
 
     def init_layer(self, key: jax.Array, dims: Dims) -> Params:
-        return self.second.init_layer(key, dims)
+        one, two = jax.random.split(key)
+        return _both(self.first.init_layer(one, dims), self.second.init_layer(two, dims))
+
+    def adopt(self, params: Params, trained: Params) -> Params:
+        first = self.first.adopt(params.get("first", {}), trained.get("first", {}))
+        return _both(first, self.second.adopt(_of_second(params), _of_second(trained)))
+
+    def project(self, params: Params) -> Params:
+        first = self.first.project(params.get("first", {}))
+        return _both(first, self.second.project(_of_second(params)))
 
     def embed(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
         x_BLD = self.first.embed(params.get("first", {}), x_BLD, context)
-        return self.second.embed(params, x_BLD, context)
+        return self.second.embed(_of_second(params), x_BLD, context)
+
+    def infuse(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
+        x_BLD = self.first.infuse(params.get("first", {}), x_BLD, context)
+        return self.second.infuse(_of_second(params), x_BLD, context)
 
     def keys(self, params: Params, k_BSGK: Keys, k_context: Context) -> Keys:
-        return self.second.keys(params, k_BSGK, k_context)
+        return self.second.keys(_of_second(params), k_BSGK, k_context)
+
+    def adapt(self, params: Params, part: Part, q_context: Context, k_context: Context) -> Part:
+        part = self.second.adapt(_of_second(params), part, q_context, k_context)
+        return self.first.adapt(params.get("first", {}), part, q_context, k_context)
 
     def parts(
         self,
@@ -61,9 +90,39 @@ class Chain(PositionEncoding):
         q_context: Context,
         k_context: Context,
     ) -> tuple[Part, ...]:
-        return self.second.parts(params, q_BLHK, k_BSGK, q_context, k_context)
+        parts = self.second.parts(_of_second(params), q_BLHK, k_BSGK, q_context, k_context)
+        own = params.get("first", {})
+        return tuple(self.first.adapt(own, part, q_context, k_context) for part in parts)
+
+    def attend(
+        self,
+        params: Params,
+        q_BLHK: Queries,
+        k_BSGK: Keys,
+        v_BSGK: Values,
+        q_context: Context,
+        k_context: Context,
+        *,
+        limit: Limit = lambda part: part,
+        **options: Any,
+    ) -> Queries:
+        own = params.get("first", {})
+        return self.second.attend(
+            _of_second(params),
+            q_BLHK,
+            k_BSGK,
+            v_BSGK,
+            q_context,
+            k_context,
+            limit=lambda part: limit(self.first.adapt(own, part, q_context, k_context)),
+            **options,
+        )
 
 
 def _both(first: Params, second: Params) -> Params:
     """The parameters of `second` as they are, those of `first` under their own name."""
     return {"first": first, **second} if first else second
+
+
+def _of_second(params: Params) -> Params:
+    return {name: value for name, value in params.items() if name != "first"}

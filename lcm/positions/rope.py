@@ -1,52 +1,114 @@
-"""Rotary position embedding."""
+"""Rotary position embedding: the base of every scaling and remap."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from lcm.errors import ConfigError
 from lcm.ops.attention import Part
-from lcm.positions.base import Dims, Params, PositionEncoding
-from lcm.types import Array, Context, Keys, PerToken, Queries
+from lcm.positions import lengths
+from lcm.positions.base import About, Dims, Params, PositionEncoding
+from lcm.types import Array, Context, Keys, Queries
+
+Frequencies = tuple[Array, Array | float]
 
 
 @dataclasses.dataclass(frozen=True)
 class RoPE(PositionEncoding):
     """Queries and keys rotated by angles in proportion to their position (arXiv:2104.09864).
 
-    theta_i = base^(-2i/K); pairs are (i, i + K/2), "rotate-half", as in Llama and Hugging Face
-    checkpoints. A scaled variant overrides `frequencies`.
+    theta_i = base^(-2i/R), i = 0 .. R/2 - 1, over the first R = fraction K numbers of a head; the
+    others stay as they are. A scaling overrides `frequencies`.
+
+    base: of the geometric series of frequencies.
+    fraction: share of a head that is rotated.
+    interleaved: pairs are (2i, 2i + 1), as in GPT-J, instead of (i, i + R/2), "rotate-half", as in
+        Llama and Hugging Face checkpoints. A checkpoint works with one of them only.
     """
 
     base: float = 10_000.0
+    fraction: float = 1.0
+    interleaved: bool = False
+
+    about: ClassVar = About(
+        "RoPE", "theta_i = base^(-2i/R)", "Su et al., 2021, arXiv:2104.09864", "from scratch"
+    )
 
     def check(self, dims: Dims) -> None:
-        if dims.head_size % 2:
+        if not 0 < self.fraction <= 1:
             raise ConfigError(
-                f"RoPE rotates pairs, model.head_size={dims.head_size} is odd: make it even"
+                f"model.positions.fraction={self.fraction} of a head cannot be rotated: "
+                "give more than 0 and at most 1"
+            )
+        rotated = self.rotated(dims.head_size)
+        if rotated % 2 or not rotated:
+            of = "" if self.fraction == 1 else f" x fraction {self.fraction} = {rotated}"
+            raise ConfigError(
+                f"RoPE rotates pairs, model.head_size={dims.head_size}{of} is not a positive even "
+                "number: make it one"
             )
         if self.base <= 1:
             raise ConfigError(
                 f"model.positions.base={self.base} must be above 1; the usual one is 10000"
             )
 
-    def frequencies(self, head_size: int, length: int) -> tuple[Array, float]:
-        """Angular step per position, float32 `[K/2]`, and the factor on cosine and sine."""
-        exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-        return self.base**-exponents, 1.0
+    def rotated(self, size: int) -> int:
+        """R, the numbers of a head of `size` that are rotated."""
+        return int(size * self.fraction)
 
-    def rotate(self, x_BLHK: Queries, positions_BL: PerToken) -> Queries:
-        """Queries or keys rotated to their positions; angles in float32 whatever the dtype."""
-        size = x_BLHK.shape[-1]
-        frequencies, factor = self.frequencies(size, x_BLHK.shape[1])
+    def theta(self, size: int) -> np.ndarray:
+        """Frequencies before any scaling, float64 `[R/2]`."""
+        rotated = self.rotated(size)
+        return self.base ** (-np.arange(0, rotated, 2) / rotated)
+
+    def frequencies(
+        self, size: int, length: Array | int = 0, params: Params | None = None
+    ) -> Frequencies:
+        """Angular step per position `[..., R/2]`, and the factor on cosine and sine.
+
+        Args:
+            size: K, of a head.
+            length: tokens of the document, integers of any shape, for scalings that depend on it.
+            params: of the encoding, where it has any.
+        """
+        return jnp.asarray(self.theta(size), jnp.float32), 1.0
+
+    def rotate(
+        self,
+        x_BLHK: Queries,
+        positions_BL: Array,
+        length_BL: Array | int = 0,
+        params: Params | None = None,
+    ) -> Queries:
+        """Queries or keys rotated to positions; angles in float32 whatever the dtype.
+
+        Interleaved pairs come out side by side: the order of a head's numbers does not matter to
+        a product of a query and a key that were both rotated.
+        """
+        frequencies, factor = self.frequencies(x_BLHK.shape[-1], length_BL, params)
+        if frequencies.ndim > 1:
+            frequencies = frequencies[:, :, None]
         angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies
+        if jnp.ndim(factor):
+            factor = jnp.asarray(factor)[:, :, None, None]
         cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
-        a, b = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
-        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        a, b, rest = self._halves(x_BLHK.astype(jnp.float32))
+        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
         return rotated.astype(x_BLHK.dtype)
 
+    def _halves(self, x: Array) -> tuple[Array, Array, Array]:
+        rotated = self.rotated(x.shape[-1])
+        x, rest = x[..., :rotated], x[..., rotated:]
+        if self.interleaved:
+            return x[..., ::2], x[..., 1::2], rest
+        return x[..., : rotated // 2], x[..., rotated // 2 :], rest
+
     def keys(self, params: Params, k_BSGK: Keys, k_context: Context) -> Keys:
-        return self.rotate(k_BSGK, k_context.positions_BL)
+        if self.cache == "raw":
+            return k_BSGK
+        return self.rotate(k_BSGK, k_context.positions_BL, params=params)
 
     def parts(
         self,
@@ -56,4 +118,12 @@ class RoPE(PositionEncoding):
         q_context: Context,
         k_context: Context,
     ) -> tuple[Part, ...]:
-        return (Part(self.rotate(q_BLHK, q_context.positions_BL), k_BSGK),)
+        if self.cache == "rotated":
+            return (Part(self.rotate(q_BLHK, q_context.positions_BL, params=params), k_BSGK),)
+        q_length, k_length = lengths.both(q_context, k_context)
+        return (
+            Part(
+                self.rotate(q_BLHK, q_context.positions_BL, q_length, params),
+                self.rotate(k_BSGK, k_context.positions_BL, k_length, params),
+            ),
+        )

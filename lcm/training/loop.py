@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lcm import config, models, parallel
+from lcm import config, models, parallel, positions
 from lcm.data import pipeline, tokenizers
 from lcm.errors import ConfigError, TrainingError
 from lcm.progress import progress
@@ -42,7 +42,12 @@ def check(cfg: ConfigDict) -> None:
     config.check_keys(cfg)
     models.check_backend(models.spec(cfg))
     parallel.make(cfg)
-    optimizer(cfg.train)
+    rule = optimizer(cfg.train)
+    positions.make_placement(cfg.train.placement).check(cfg.data.length)
+    if cfg.train.init:
+        _check_init(cfg)
+    spec = models.spec(cfg)
+    jax.eval_shape(lambda key: init_state(spec, rule, key, 0.0), jax.random.key(0))
     for key in ("log_every", "position_bins", "batch"):
         if cfg.train[key] < 1:
             raise ConfigError(f"train.{key}={cfg.train[key]} must be at least 1")
@@ -91,6 +96,8 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
     if restored is None:
         begin = lambda key: init_state(spec, rule, key, cfg.train.ema)  # noqa: E731
         state = jax.jit(begin, out_shardings=layout)(jax.random.key(cfg.seed))
+        if cfg.train.init:
+            state = _begun(cfg, state, layout)
     else:
         state = restored.state
         batches.set_state(restored.data)
@@ -122,6 +129,29 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
     return _result(state, at)
 
 
+def _begun(cfg: ConfigDict, state: TrainState, layout: TrainState) -> TrainState:
+    """A first state with the parameters of the run that this one goes on from."""
+    folder = pathlib.Path(cfg.train.init)
+    params, _ = checkpoints.restore_params(folder, abstract_state(workdir.read_config(folder)))
+    params = models.adopt(cfg, params, jax.random.key(cfg.seed))
+    models.check_params(cfg, params)
+    params = jax.device_put(models.only_used(cfg, params), layout.params)
+    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
+    return state._replace(params=params, average=average)
+
+
+def _check_init(cfg: ConfigDict) -> None:
+    """Refuses a run to begin from whose model has another shape, before anything is compiled."""
+    folder = pathlib.Path(cfg.train.init)
+    if not checkpoints.steps(folder):
+        raise ConfigError(
+            f"train.init={cfg.train.init} holds no checkpoint: name the workdir of a trained run"
+        )
+    shapes = abstract_state(workdir.read_config(folder)).params
+    adopted = jax.eval_shape(lambda p: models.adopt(cfg, p, jax.random.key(0)), shapes)
+    models.check_params(cfg, adopted)
+
+
 def _result(state: TrainState, step: int) -> Result:
     return Result(state.params if state.average is None else state.average, step)
 
@@ -145,7 +175,7 @@ def abstract_state(cfg: ConfigDict, mesh: Mesh | None = None) -> TrainState:
 def _batches(cfg: ConfigDict) -> Any:
     return pipeline.batches(
         cfg.data,
-        length=cfg.data.length,
+        length=cfg.data.length * positions.make_placement(cfg.train.placement).span,
         batch_size=cfg.train.batch // jax.process_count(),
         seed=cfg.seed,
         process_index=jax.process_index(),

@@ -74,7 +74,36 @@ def optimizer(train: Any) -> optax.GradientTransformation:
     # own has no mask for the parameters that it leaves to Adam.
     decay = optax.add_decayed_weights(lambda step: -rate(step) * train.weight_decay, _decayed)
     clip = optax.clip_by_global_norm(train.clip) if train.clip else optax.identity()
-    return optax.chain(clip, rule, decay)
+    whole = optax.chain(clip, rule, decay)
+    if not train.only:
+        return whole
+    _pattern(train.only)
+    rules = {"tuned": whole, "frozen": optax.set_to_zero()}
+    return optax.partition(rules, lambda params: _tuned(params, train.only))
+
+
+def _pattern(only: str) -> re.Pattern:
+    try:
+        return re.compile(only)
+    except re.error as error:
+        raise ConfigError(f"train.only={only!r} is no regular expression: {error}") from error
+
+
+def _tuned(params: Any, only: str) -> Any:
+    """Which parameters are trained, by the names `tuned` and `frozen`.
+
+    Raises:
+        ConfigError: if none is.
+    """
+    names = [path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(re.search(only, name) for name in names):
+        raise ConfigError(
+            f"train.only={only!r} is found in no parameter, so nothing would be trained: they are "
+            f"{', '.join(names)}"
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: "tuned" if re.search(only, path(keys)) else "frozen", params
+    )
 
 
 def _decayed(params: Any) -> Any:

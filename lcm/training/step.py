@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lcm import positions
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
 from lcm.types import Array, Batch
 
 Metrics = dict[str, Array]
 Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
+
+
+PLACEMENT = 1  # apart from other uses of the seed
 
 
 class TrainState(NamedTuple):
@@ -37,9 +41,12 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     """The step function of a config, not yet compiled.
 
     The loss is the mean of `nll + z_loss log_z^2` over the tokens of the whole batch by their
-    weight, however many microbatches it is cut into.
+    weight, however many microbatches it is cut into. Batches have rows of `data.length` times the
+    placement's span.
     """
     train, length = cfg.train, cfg.data.length
+    placement = positions.make_placement(train.placement)
+    draws = jax.random.fold_in(jax.random.key(cfg.seed), PLACEMENT)
     bins = min(train.position_bins, length)
 
     def loss(params: Any, batch: Batch) -> tuple[Array, Metrics]:
@@ -56,10 +63,11 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
         return sums["nll"] + train.z_loss * (log_z_BL**2 * weight_BL).sum(), sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = placement(jax.random.fold_in(draws, state.step), batch, length)
         gradient, sums = _accumulated(jax.grad(loss, has_aux=True), state.params, batch, train)
         gradient = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = decoder.project(spec, optax.apply_updates(state.params, updates))
         average = state.average
         if train.ema:
             average = optax.incremental_update(params, average, 1 - train.ema)

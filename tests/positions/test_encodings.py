@@ -133,7 +133,7 @@ def test_config_entries_round_trip(name):
 
 
 def test_unknown_names_and_fields_list_the_known_ones():
-    with pytest.raises(ConfigError, match="'rpoe' is unknown: choose from nope, rope"):
+    with pytest.raises(ConfigError, match="'rpoe' is unknown: choose from nope, learned"):
         positions.make({"name": "rpoe"})
     with pytest.raises(ConfigError, match="factor is not a field of rope: it has base"):
         positions.config("rope", factor=2.0)

@@ -1,6 +1,18 @@
 """Attention as a merge of parts."""
 
 from lcm.ops.attention.api import BACKENDS, attend, attend_partial
+from lcm.ops.attention.biases import (
+    BucketBias,
+    CappedBias,
+    CosineBias,
+    FireBias,
+    Local,
+    LogBias,
+    LogSquareBias,
+    PowerBias,
+    Scale,
+    t5_starts,
+)
 from lcm.ops.attention.blocks import BlockMap
 from lcm.ops.attention.mask import Mask, causal, chunks, prefix, sinks, visible, window
 from lcm.ops.attention.normaliser import Normaliser, Softmax, SoftmaxSink, Softplus
@@ -11,12 +23,21 @@ from lcm.ops.attention.score import Compose, LinearBias, ScoreMod, SoftCap, comp
 __all__ = [
     "BACKENDS",
     "BlockMap",
+    "BucketBias",
+    "CappedBias",
     "Compose",
+    "CosineBias",
+    "FireBias",
     "LinearBias",
+    "Local",
+    "LogBias",
+    "LogSquareBias",
     "Mask",
     "Normaliser",
     "Part",
     "Partial",
+    "PowerBias",
+    "Scale",
     "ScoreMod",
     "SoftCap",
     "Softmax",
@@ -31,6 +52,7 @@ __all__ = [
     "merge",
     "prefix",
     "sinks",
+    "t5_starts",
     "vertical_slash",
     "visible",
     "window",

@@ -73,15 +73,28 @@ class _Prefix(_Sized):
         return jnp.maximum(q, self.size - 1)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Chunks(_Sized):
-    def lower(self, q: Array) -> Array:
-        return q // self.size * self.size
+    nearest: int = 0  # chunks behind the query's own, both included
+    farthest: int | None = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.nearest < 0 or not (self.farthest is None or self.nearest <= self.farthest):
+            raise ValueError(
+                f"chunks({self.size}, {self.nearest}, {self.farthest}): count back from 0, the "
+                "nearer chunk first; None is all before"
+            )
+
+    def lower(self, q: Array) -> Array | None:
+        return None if self.farthest is None else (q // self.size - self.farthest) * self.size
 
     def upper(self, q: Array) -> Array:
-        return self.lower(q) + self.size - 1
+        return (q // self.size - self.nearest + 1) * self.size - 1
 
-    def reach(self) -> tuple[int, int]:
-        return 1 - self.size, self.size - 1
+    def reach(self) -> tuple[int | None, int]:
+        below = None if self.farthest is None else 1 - (self.farthest + 1) * self.size
+        return below, 0 if self.nearest else self.size - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +130,7 @@ class Mask:
         match self.bounds:
             case (_Not(bound),):
                 return Mask((bound,))
-            case (_Chunks(),):
+            case (_Chunks(farthest=int()),):
                 raise ValueError("~chunks(n) is not an interval: keys before and after are visible")
             case (bound,):
                 return Mask((_Not(bound),))
@@ -176,9 +189,13 @@ def prefix(size: int) -> Mask:
     return Mask((_Prefix(size),))
 
 
-def chunks(size: int) -> Mask:
-    """Positions of the query's own chunk of `size` (chunked local attention of Llama 4)."""
-    return Mask((_Chunks(size),))
+def chunks(size: int, nearest: int = 0, farthest: int | None = 0) -> Mask:
+    """Positions in chunks of `size` counted back from the query's own, which is chunk 0.
+
+    `chunks(n)` is the chunked local attention of Llama 4, `chunks(n, 1, 1)` the chunk before it,
+    `chunks(n, 2, None)` all earlier ones (dual chunk attention, arXiv:2402.17463).
+    """
+    return Mask((_Chunks(size, nearest, farthest),))
 
 
 def visible(mask: Mask, q_context: Context, k_context: Context) -> Array:

@@ -6,7 +6,7 @@ backend may call it on a whole score tensor or on one tile of one head, so it mu
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lcm.types import Array
 
 
+@runtime_checkable
 class ScoreMod(Protocol):
     """float32 scores in, float32 scores out; positions and head are int32."""
 
