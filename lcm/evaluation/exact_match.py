@@ -4,7 +4,7 @@ Greedy decoding gives the target if and only if every token of it is the most li
 tokens before it: up to its first mistake, a decoder reads what teacher forcing has it read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,12 @@ from lcm.data.tasks import Example, Task
 from lcm.data.tokenizers import Tokenizer
 from lcm.evaluation.statistics import Interval, wilson
 from lcm.models import ModelSpec, decoder
-from lcm.types import Array, Batch, Context
+from lcm.positions import Placement
+from lcm.types import Array, Batch
 
+PLAIN = Placement()
 ROWS = 64  # in a call of the model
 _MULTIPLE = 32  # of tokens in a row, so that neighbouring lengths share a compilation
-
-Place = Callable[[Context, np.random.Generator], Context]  # other positions for a batch
 
 
 def exact_match(
@@ -34,13 +34,13 @@ def exact_match(
     *,
     tokenizer: Tokenizer | None = None,
     seed: int = 0,
-    place: Place | None = None,
+    placement: Placement = PLAIN,
 ) -> dict[int, Interval]:
     """Share of `count` test examples of each length answered exactly, with 95 % Wilson intervals.
 
-    An answer with a scratchpad must match as a whole. Rows are padded to a multiple of 32, which an
-    encoding that depends on the length of a row would see. `place` gives positions other than
-    0, 1, 2, ...; `tokenizer` is the task's own by default.
+    An answer with a scratchpad must match as a whole. Rows are padded to a multiple of 32, which
+    an encoding that depends on the length of a row would see. `placement` says where tokens stand,
+    such as at random places; `tokenizer` is the task's own by default.
 
     Raises:
         ConfigError: if the encoding has no place for these lengths.
@@ -50,7 +50,7 @@ def exact_match(
     scores = {}
     for length in lengths:
         examples = list(task.draw([length], count, seed, "test"))
-        right = matches(cfg, params, examples, tokenizer, place, seed)
+        right = matches(cfg, params, examples, tokenizer, placement, seed)
         scores[length] = wilson(int(right.sum()), len(right))
     return scores
 
@@ -60,20 +60,19 @@ def matches(
     params: Any,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
-    place: Place | None = None,
+    placement: Placement = PLAIN,
     seed: int = 0,
 ) -> np.ndarray:
     """Which examples greedy decoding answers with their very target, bool `[N]`."""
     spec, size = models.spec(cfg), tasks.longest(examples, tokenizer)
     models.check_limit(spec, size)
-    rng = np.random.default_rng(seed)
+    length, key = -(-size // _MULTIPLE) * _MULTIPLE, jax.random.key(seed)
     right = []
     for start in range(0, len(examples), ROWS):
         some = examples[start : start + ROWS]
         full = [*some, *[some[0]] * (ROWS - len(some))]  # one shape for all calls
-        batch = tasks.batch(full, tokenizer, -(-size // _MULTIPLE) * _MULTIPLE)
-        if place is not None:
-            batch = batch._replace(context=place(batch.context, rng))
+        batch = tasks.batch(full, tokenizer, length)
+        batch = placement(jax.random.fold_in(key, start), batch, length)
         right.append(np.asarray(_all_right(spec, params, batch))[: len(some)])
     return np.concatenate(right)
 
@@ -93,7 +92,7 @@ def points_over_seeds(
     lengths: Sequence[int],
     count: int,
     *,
-    place: Place | None = None,
+    placement: Placement = PLAIN,
 ) -> list[dict[str, Any]]:
     """Accuracy by length of models whose parameters are stacked, as plain JSON.
 
@@ -104,7 +103,13 @@ def points_over_seeds(
     for length in lengths:
         examples = list(task.draw([length], count, 0, "test"))
         by_seed = [
-            matches(cfg, jax.tree.map(lambda x, s=s: x[s], stacked), examples, task.vocabulary, place)
+            matches(
+                cfg,
+                jax.tree.map(lambda x, s=s: x[s], stacked),
+                examples,
+                task.vocabulary,
+                placement,
+            )
             for s in range(seeds)
         ]
         together = wilson(int(np.sum(by_seed)), seeds * len(examples))

@@ -202,7 +202,10 @@ def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: i
     for index, (name, points) in enumerate(curves.items()):
         nudge = 0.06 * (index - (len(curves) - 1) / 2)  # error bars side by side
         value = np.array([point["value"] for point in points])
-        errors = [value - [_band(p, "low") for p in points], [_band(p, "high") for p in points] - value]
+        errors = [
+            value - [_band(p, "low") for p in points],
+            [_band(p, "high") for p in points] - value,
+        ]
         ax.errorbar(
             [point["length"] + nudge for point in points],
             value,

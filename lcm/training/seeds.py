@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lcm import config, models
+from lcm import config, models, positions
 from lcm.errors import TrainingError
 from lcm.models import ModelSpec
 from lcm.progress import progress
 from lcm.training import checkpoints, workdir
 from lcm.training.metrics import Metrics
 from lcm.training.optimizers import optimizer
-from lcm.training.step import Step, TrainState, init_state, make_step
+from lcm.training.step import PLACEMENT, TrainState, init_state, make_step
 from lcm.types import Batch
 
 _log = logging.getLogger(__name__)
@@ -39,9 +39,13 @@ def train_seeds(
     seeds: Sequence[int],
     batch_at: BatchAt,
     *,
+    start: Any = None,
     title: str = "train",
 ) -> Any:
     """Parameters after `train.steps`, each leaf `[S, ...]`; from the newest checkpoint if any.
+
+    `start` are stacked parameters to begin with, to which fresh ones are added where the model has
+    more; otherwise all are fresh. Placements are drawn for each seed apart.
 
     Raises:
         UserError: for configs and workdirs as `lcm.training.train`; TrainingError for a loss that
@@ -51,22 +55,24 @@ def train_seeds(
     with ExitStack() as stack:
         stack.enter_context(workdir.owned(folder))
         workdir.write_config(folder, cfg)
-        state, at = _begin(cfg, folder, seeds)
+        state, at = _begin(cfg, folder, seeds, start)
         if at == cfg.train.steps:
             return state.params
         metrics = Metrics(folder, at)
         stack.callback(metrics.close)
         writer = checkpoints.Writer(folder, cfg.checkpoint.keep)
         stack.callback(writer.close)
-        step = _compiled(models.spec(cfg), _key(cfg))
+        step, draws = _compiled(models.spec(cfg), _key(cfg)), _keys(seeds, PLACEMENT)
         report = stack.enter_context(progress(title))
         while at < cfg.train.steps:
             batches = [batch_at(seed, at) for seed in seeds]
-            state, values = step(state, jax.tree.map(lambda *x: np.stack(x), *batches))
+            state, values = step(state, jax.tree.map(lambda *x: np.stack(x), *batches), draws)
             at += 1
             if at % cfg.train.log_every == 0 or at in (1, cfg.train.steps):
                 text = _write(metrics, at, seeds, jax.device_get(values))
-                report(at, cfg.train.steps, f"step {at}/{cfg.train.steps} {text}")
+                tokens = len(seeds) * cfg.train.batch * cfg.data.length
+                text = f"step {at}/{cfg.train.steps} {text}"
+                report(at * tokens, cfg.train.steps * tokens, text)
             if at % cfg.checkpoint.every == 0 or at == cfg.train.steps:
                 _save(writer, cfg, state, at)
         writer.finish()
@@ -78,10 +84,20 @@ def one_seed(params: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], params)
 
 
-def _begin(cfg: ConfigDict, folder: pathlib.Path, seeds: Sequence[int]) -> tuple[TrainState, int]:
-    """The stacked state of the newest checkpoint, or a fresh one, and the step it is of."""
-    spec, rule = models.spec(cfg), optimizer(cfg.train)
+def _keys(seeds: Sequence[int], *purpose: int) -> jax.Array:
+    """A key for each seed, apart from other uses of it."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return functools.reduce(
+        lambda k, p: jax.vmap(lambda key: jax.random.fold_in(key, p))(k), purpose, keys
+    )
+
+
+def _begin(
+    cfg: ConfigDict, folder: pathlib.Path, seeds: Sequence[int], start: Any
+) -> tuple[TrainState, int]:
+    """The stacked state of the newest checkpoint, or a first one, and the step it is of."""
+    spec, rule = models.spec(cfg), optimizer(cfg.train)
+    keys = _keys(seeds)
     begin = jax.vmap(lambda key: init_state(spec, rule, key, cfg.train.ema))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
@@ -90,7 +106,11 @@ def _begin(cfg: ConfigDict, folder: pathlib.Path, seeds: Sequence[int]) -> tuple
     )
     restored = checkpoints.restore(folder, like)
     if restored is None:
-        return jax.jit(begin)(keys), 0
+        state = jax.jit(begin)(keys)
+        if start is not None:
+            adopted = jax.vmap(lambda params, key: models.adopt(cfg, params, key))(start, keys)
+            state = state._replace(params=models.only_used(cfg, adopted))
+        return state, 0
     _log.info("resumed %s at step %d", folder, restored.step)
     steps = jnp.full(len(seeds), restored.step, jnp.int32)
     return restored.state._replace(step=steps), restored.step
@@ -126,8 +146,14 @@ def _key(cfg: ConfigDict) -> str:
 
 
 @functools.cache
-def _compiled(spec: ModelSpec, key: str) -> Step:
+def _compiled(spec: ModelSpec, key: str) -> Callable[[TrainState, Batch, jax.Array], Any]:
     train, length = json.loads(key)
-    cfg = ConfigDict({"train": train, "data": {"length": length}})
+    placement = positions.make_placement(train["placement"])
+    train["placement"] = positions.placement_config("plain")  # the step's has one seed for all
+    cfg = ConfigDict({"train": train, "data": {"length": length}, "seed": 0})
     step = make_step(spec, optimizer(cfg.train), cfg)
-    return jax.jit(jax.vmap(step), donate_argnums=0)
+
+    def one(state: TrainState, batch: Batch, draws: jax.Array) -> tuple[TrainState, Any]:
+        return step(state, placement(jax.random.fold_in(draws, state.step), batch, length))
+
+    return jax.jit(jax.vmap(one), donate_argnums=0)

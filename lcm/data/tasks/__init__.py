@@ -35,6 +35,7 @@ __all__ = [
     "is_task",
     "longest",
     "make",
+    "size",
     "source",
     "span",
 ]
@@ -90,6 +91,11 @@ def source(spec: str) -> TaskSource:
     """
     task, options = _parse(spec)
     return TaskSource(task, spec.removeprefix(PREFIX), **options)
+
+
+def size(spec: str) -> int:
+    """How many training examples a spec asks for."""
+    return _parse(spec)[1]["size"]
 
 
 def _parse(spec: str) -> tuple[Task, dict[str, int]]:
