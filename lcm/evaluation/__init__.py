@@ -11,6 +11,7 @@ from lcm.evaluation.results import loss_differences, save
 
 _LATER = {
     "evaluate": "perplexity",
+    "exact_match": "exact_match",
     "Model": "model",
     "evaluate_model": "model",
     "evaluate_run": "model",
