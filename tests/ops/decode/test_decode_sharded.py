@@ -56,7 +56,9 @@ owned = None if shuffled or len(rows) % (shape[0] * shape[1]) else ("data", "fsd
 along = "tensor" if kv_heads % shape[3] == 0 else None
 place = lambda x, *axes: None if x is None else jax.device_put(x, NamedSharding(mesh, P(*axes)))
 cache = dataclasses.replace(
-    cache, k_PTM=place(cache.k_PTM, owned, None, along), v_PTM=place(cache.v_PTM, owned, None, along),
+    cache,
+    k_PTM=place(cache.k_PTM, owned, None, along),
+    v_PTM=place(cache.v_PTM, owned, None, along),
     k_scale_PGT=place(cache.k_scale_PGT, owned, along),
     v_scale_PGT=place(cache.v_scale_PGT, owned, along),
 )
