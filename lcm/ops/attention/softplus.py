@@ -116,7 +116,10 @@ def _reweighted(weights: list[Array], count: Array, power: float) -> list[Array]
 
 
 def _over_sum(weights: list[Array]) -> list[Array]:
-    """Weights that sum to 1, or are all 0."""
+    """Weights that sum to 1, or are all 0; the square of a sum is in gradients, so none is tiny."""
+    top = functools.reduce(jnp.maximum, [w.max(-1, keepdims=True) for w in weights])
+    top = jax.lax.stop_gradient(jnp.where(top > 0, top, 1.0))
+    weights = [w / top for w in weights]
     total = sum(w.sum(-1, keepdims=True) for w in weights)
     return [w / jnp.where(total > 0, total, 1.0) for w in weights]
 

@@ -129,31 +129,30 @@ def _rows(form: _Form, inputs: Inputs, places: Places, count: Array, slopes: boo
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
     empty = jnp.zeros((batch, kv_heads, shared, plan.queries, 1))
 
-    def weights(i: int | Array, start: int | Array, width: int) -> list[Array]:
+    def scores(i: int | Array, start: int | Array, width: int) -> list[Array]:
         tiles = (score_tile(plan, inputs, places, n, i, start, width) for n in range(len(inputs.q)))
-        return [
-            jnp.where(seen, _softplus(mod(raw, inputs.weights)), 0.0) for raw, mod, seen in tiles
-        ]
+        return [jnp.where(seen, mod(raw, inputs.weights), -jnp.inf) for raw, mod, seen in tiles]
 
     def block(i: int | Array, _: None) -> tuple[None, tuple]:
         def totals(start: int | Array, width: int, carry: tuple) -> tuple:
             total, largest = carry
-            for a in weights(i, start, width):
-                total = total + a.sum(-1, keepdims=True)
-                largest = jnp.maximum(largest, a.max(-1, keepdims=True))
+            for score in scores(i, start, width):
+                total = total + _softplus(score).sum(-1, keepdims=True)
+                largest = jnp.maximum(largest, score.max(-1, keepdims=True))
             return total, largest
 
         def values(start: int | Array, width: int, carry: list[tuple]) -> list[tuple]:
             v = cut(inputs.v, start, width, 2)
-            for a in weights(i, start, width):
+            for score in scores(i, start, width):
+                a = _softplus(score)
                 carry = [
                     (sums + w.sum(-1, keepdims=True), out + _of_values(w, v, out.shape))
                     for (sums, out), w in zip(carry, _powers(form, row, a, slopes), strict=True)
                 ]
             return carry
 
-        total, largest = over_keys(plan, i, totals, (empty, empty))
-        row = _row(form, cut(count, i * plan.queries, plan.queries, 3), total, largest)
+        total, largest = over_keys(plan, i, totals, (empty, jnp.full_like(empty, -jnp.inf)))
+        row = _row(form, cut(count, i * plan.queries, plan.queries, 3), total, _softplus(largest))
         out = jnp.zeros((*empty.shape[:-1], inputs.v.shape[-1]))
         (sums, out), *slope = over_keys(plan, i, values, [(empty, out)] * (1 + slopes))
         inverse = 1 / jnp.where(sums > 0, sums, 1.0)
