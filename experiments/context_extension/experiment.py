@@ -157,7 +157,8 @@ def _data(name: str, length: int) -> list[str]:
     if name == "text":
         return [f"data.length={length}"]
     spec = "task:" + LOOKUP.format(low=4, high=length - 4, next=length - 3)
-    return [f"data.source={spec}", f"data.tokenizer={spec}", f"data.length={length}"]
+    source = [f"data.source={spec}", f"data.tokenizer={spec}", "data.packing=first_fit"]
+    return [*source, f"data.length={length}"]
 
 
 def _overridden(cfg: ConfigDict, overrides: Sequence[str], s: int) -> ConfigDict:
@@ -179,6 +180,7 @@ def _scores(
                 for kind, base in bases.items()
             }
             found[str(s)] = _score(models_, sizes, s, f"{name} at {s} L")
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(found) + "\n")
     return json.loads(file.read_text())
 
@@ -190,7 +192,7 @@ def _score(found: dict[str, Any], sizes: Scale, s: int, title: str) -> dict[str,
     loss = evaluation.evaluate_model(model._replace(cfg=cfg), title=title)["lengths"][0]
     lookup = found["lookup"]
     length = s * TRAINED - 4
-    task = tasks.make(LOOKUP.format(low=4, high=TRAINED - 4, next=TRAINED - 4))
+    task = tasks.make(LOOKUP.format(low=4, high=TRAINED - 4, next=TRAINED - 3))
     answers = exact_match(lookup.cfg, lookup.params, task, [length], sizes.answers)[length]
     return {
         "loss": loss["loss"]["value"],
@@ -261,7 +263,7 @@ def _loss_picture(name: str, found: dict[str, Any], s: int) -> report.Picture:
     last = ", ".join(f"{n} {np.mean(y[-64:]):.2f}" for n, y in lines.items())
     return report.Picture(
         name,
-        plots.png(plots.by_place(smooth, "position", "nats per byte", TRAINED)),
+        plots.png(plots.curves_by_position(smooth, TRAINED, "nats per byte")),
         f"Line plot of loss against position in windows of {s * TRAINED}. At the end: {last}.",
         f"Loss by position in windows of {s * TRAINED} bytes, mean over 16 positions. The dashed "
         "line is the trained length.",
@@ -308,5 +310,3 @@ def _summary(untuned: dict[str, Any], tuned: dict[str, Any]) -> str:
 
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
