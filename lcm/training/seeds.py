@@ -110,7 +110,9 @@ def _begin(
         if start is not None:
             adopted = jax.vmap(lambda params, key: models.adopt(cfg, params, key))(start, keys)
             state = state._replace(params=models.only_used(cfg, adopted))
-        return state, 0
+        # A number that an encoding begins with has a weak type, a trained one has not: without
+        # this the second step would be another compilation.
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state), 0
     _log.info("resumed %s at step %d", folder, restored.step)
     steps = jnp.full(len(seeds), restored.step, jnp.int32)
     return restored.state._replace(step=steps), restored.step
