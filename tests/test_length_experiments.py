@@ -62,7 +62,7 @@ def test_what_is_finished_is_not_run_again(nope, monkeypatch):
     assert (nope / "results.json").read_text() == before
 
 
-@pytest.mark.parametrize("scale", ["CPU", "PAPER"])
+@pytest.mark.parametrize("scale", ["CPU", pytest.param("PAPER", marks=pytest.mark.slow)])
 def test_larger_scales_are_valid(scale):
     """Every task and encoding of them has a config whose rows fit and whose model can be built."""
     suite = module("nope_length_generalization")
