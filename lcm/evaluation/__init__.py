@@ -18,6 +18,15 @@ _LATER = {
     "heldout": "model",
     "load": "model",
     "scorer": "model",
+    "align_temperature": "attention",
+    "gaussian_temperature": "attention",
+    "statistic_by_position": "attention",
+    "bias_weights": "receptive_field",
+    "empirical_receptive_field": "receptive_field",
+    "theoretical_receptive_field": "receptive_field",
+    "PositionalHeads": "heads",
+    "positional_heads": "heads",
+    "without_heads": "heads",
 }
 
 __all__ = ["Document", "EvaluationError", "loss_differences", "save", *_LATER]

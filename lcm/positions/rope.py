@@ -44,10 +44,10 @@ class RoPE(PositionEncoding):
             )
         rotated = self.rotated(dims.head_size)
         if rotated % 2 or not rotated:
-            of = "" if self.fraction == 1 else f" x fraction {self.fraction} = {rotated}"
+            of = "" if self.fraction == 1 else f" x positions.fraction={self.fraction}, {rotated},"
             raise ConfigError(
-                f"RoPE rotates pairs, model.head_size={dims.head_size}{of} is not a positive even "
-                "number: make it one"
+                f"RoPE rotates pairs, model.head_size={dims.head_size}{of} is "
+                f"{'odd: make it even' if rotated else 'nothing: rotate 2 numbers or more'}"
             )
         if self.base <= 1:
             raise ConfigError(

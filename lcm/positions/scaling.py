@@ -248,7 +248,8 @@ class LongRoPE(Scaled):
         pairs = self.rotated(dims.head_size) // 2
         for name in ("short", "long"):
             factors = getattr(self, name)
-            if len(factors) != pairs or min(factors) <= 0:
+            numbers = all(isinstance(f, int | float) and f > 0 for f in factors)
+            if len(factors) != pairs or not numbers:
                 raise ConfigError(
                     f"model.positions.{name} has {len(factors)} factors"
                     f"{'' if len(factors) != pairs else ', not all positive'}: longrope needs "

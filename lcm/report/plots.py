@@ -227,6 +227,18 @@ def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: i
     return figure
 
 
+def curves_by_position(curves: Mapping[str, np.ndarray], trained_to: int, ylabel: str) -> "Figure":
+    """Anything that has a value at every position from 0 on, a curve each."""
+    figure, (ax,) = _figure()
+    for index, (name, values) in enumerate(curves.items()):
+        ax.plot(np.arange(len(values)), values, linewidth=1.6, label=label(name), **style(index))
+    _mark_length(ax, trained_to, f"trained to {trained_to:,}")
+    ax.set_xlabel("position")
+    ax.set_ylabel(ylabel)
+    _legend(figure, ax)
+    return figure
+
+
 def training_curves(runs: Sequence[Run]) -> "Figure":
     """Training loss, and gradient norm where it was logged, against the step."""
     from matplotlib.ticker import LogLocator

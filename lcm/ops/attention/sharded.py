@@ -33,21 +33,20 @@ def over_mesh(attend: Attend) -> Attend:
         k_context: Context,
         scale: float,
     ) -> Partial:
-        mesh = jax.sharding.get_abstract_mesh()
-        axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+        axes = axes_in_use()
         if math.prod(axes.values()) == 1:
             return attend(parts, v_BSGK, q_context, k_context, scale)
         batch, _, heads, _ = parts[0].q_BLHK.shape
-        cut = _heads(axes, heads, v_BSGK.shape[2])
+        cut = cut_of_heads(axes, heads, v_BSGK.shape[2])
         copies = max(1, cut // v_BSGK.shape[2])
-        cells = PartitionSpec(_rows(axes, batch), None, HEADS if cut > 1 else None)
+        cells = PartitionSpec(axes_of_rows(axes, batch), None, HEADS if cut > 1 else None)
         places = PartitionSpec(cells[0])
         one_context = q_context is k_context
 
         def own(own_parts: tuple, v: Array, q_where: Context, k_where: Context) -> Partial:
             first = jax.lax.axis_index(HEADS) * (heads // cut) if cut > 1 else 0
             local = tuple(
-                dataclasses.replace(part, q_BLHK=q, k_BSGK=k, score_mod=mod and _Later(mod, first))
+                dataclasses.replace(part, q_BLHK=q, k_BSGK=k, score_mod=mod and Later(mod, first))
                 for part, (q, k, mod) in zip(parts, own_parts, strict=True)
             )
             return attend(local, v, q_where, q_where if one_context else k_where, scale)
@@ -71,7 +70,7 @@ def over_mesh(attend: Attend) -> Attend:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Later:
+class Later:
     """A modification whose heads are counted from `first`."""
 
     mod: ScoreMod
@@ -81,12 +80,19 @@ class _Later:
         return self.mod(score, q_pos, k_pos, head + self.first)
 
 
-def _rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+def axes_in_use() -> dict[str, int]:
+    """Axes of the mesh in use and their sizes, without those that a `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def axes_of_rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+    """What rows are cut over."""
     names = tuple(name for name in ROWS if name in axes)
     return names if names and batch % math.prod(axes[name] for name in names) == 0 else None
 
 
-def _heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:
+def cut_of_heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:
     """Over how many devices heads are cut."""
     count = axes.get(HEADS, 1)
     fits = heads % count == 0 and (kv_heads % count == 0 or count % kv_heads == 0)
