@@ -128,7 +128,7 @@ def _points(sizes: Scale, spec: str, name: str, workdir: pathlib.Path) -> list[d
     if name == SCALED:
         before = _config(sizes, spec, "nope")
         arguments["start"] = generalization.trained(before, folder.parent / "nope", sizes.seeds)
-    lengths = [n for n in _lengths(task) if generalization.there(task, n)]
+    lengths = [n for n in _lengths(task) if generalization.there(task, n, "test")]
     return generalization.study(
         cfg, folder, seeds=sizes.seeds, tested=task, lengths=lengths, count=sizes.count, **arguments
     )

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcm.data import tasks
-from lcm.data.tasks import PackedRows, Task
+from lcm.data.tasks import PARTS, PackedRows, Part, Task
 from lcm.evaluation.exact_match import PLAIN, points_over_seeds
 from lcm.positions import Placement
 from lcm.training.seeds import BatchAt, train_seeds
@@ -73,12 +73,23 @@ def batches_of(cfg: ConfigDict) -> BatchAt:
 
 
 def row_length(task: Task, lengths: Sequence[int], multiple: int = 32) -> int:
-    """Tokens of the longest of many examples of these lengths, rounded up."""
-    examples = [task.draw([n], 200, 0, "train") for n in lengths if there(task, n)]
-    size = max(tasks.longest(list(some), task.vocabulary) for some in examples)
+    """Tokens that hold any example of these lengths, rounded up.
+
+    The longest of 200 examples a length; a quarter more where examples of one length differ
+    widely, as those of string functions do.
+    """
+    sizes = [
+        [tasks.longest([example], task.vocabulary) for example in task.draw([n], 200, 0, part)]
+        for n in lengths
+        for part in PARTS
+        if there(task, n, part)
+    ]
+    size = max(map(max, sizes))
+    if any(max(some) > 1.3 * min(some) and max(some) > 0.8 * size for some in sizes):
+        size += size // 4
     return -(-size // multiple) * multiple
 
 
-def there(task: Task, length: int) -> bool:
-    """Whether a task has examples of this length."""
-    return bool(task.cells(length) or task.pool([length], "train") or task.pool([length], "test"))
+def there(task: Task, length: int, part: Part) -> bool:
+    """Whether a task has examples of this length in this part."""
+    return bool(task.cells(length) or task.pool([length], part))

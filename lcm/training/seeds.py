@@ -110,7 +110,9 @@ def _begin(
         if start is not None:
             adopted = jax.vmap(lambda params, key: models.adopt(cfg, params, key))(start, keys)
             state = state._replace(params=models.only_used(cfg, adopted))
-        return state, 0
+        # Copies, since a step takes the arrays it is given, and of the type that a step gives: a
+        # number that an encoding begins with is of a weak one, and would be compiled for twice.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), state), 0
     _log.info("resumed %s at step %d", folder, restored.step)
     steps = jnp.full(len(seeds), restored.step, jnp.int32)
     return restored.state._replace(step=steps), restored.step

@@ -19,15 +19,17 @@ from lcm.data.tasks.pcfg import Pcfg
 from lcm.data.tasks.recall import Induction, Mqar, Ngram
 from lcm.data.tasks.scan import Scan
 from lcm.data.tasks.source import PackedRows, TaskSource, batch, longest
-from lcm.data.tasks.task import Example, Task, span
+from lcm.data.tasks.task import PARTS, Example, Part, Task, span
 from lcm.data.tasks.vocabulary import Words
 from lcm.errors import ConfigError
 
 __all__ = [
+    "PARTS",
     "PREFIX",
     "TASKS",
     "Example",
     "PackedRows",
+    "Part",
     "Task",
     "TaskSource",
     "Words",

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import random
 from collections.abc import Hashable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from lcm.data.tasks.vocabulary import Words
 from lcm.errors import ConfigError, DataError
 
 Lengths = tuple[int, int]  # first and last, both included
 Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Example(NamedTuple):
