@@ -1,7 +1,6 @@
 """Kernels run as plain JAX, against the reference backend; tiles of 128 at lengths above."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.scipy.special import logsumexp
+from kernel_cases import arrays, both, close, rows, run
 
 from lcm.ops.attention import (
     LinearBias,
@@ -25,7 +25,7 @@ from lcm.ops.attention import (
     sinks,
     window,
 )
-from lcm.ops.attention.pallas import plan, tiles
+from lcm.ops.attention.pallas import tiles
 from lcm.ops.attention.pallas.kernel import Runs
 from lcm.types import Context
 
@@ -43,60 +43,6 @@ MODS = {
     "bias": LinearBias,
     "capped bias": lambda slopes: compose(SoftCap(1.5), LinearBias(slopes)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "interpret", True)
-        patch.setattr(plan, "LARGEST", 128)
-        yield
-
-
-def arrays(length, slots, heads=2, kv_heads=1, size=16, dtype=jnp.float32, seed=0):
-    rng = np.random.default_rng(seed)
-    make = lambda n, h: jnp.asarray(rng.normal(size=(2, n, h, size)), dtype)  # noqa: E731
-    return make(length, heads), make(slots, kv_heads), make(slots, kv_heads)
-
-
-def rows(*lengths, total):
-    """Packed rows, each a tuple of lengths of documents; the rest is padding."""
-    positions, segments = np.zeros((2, len(lengths), total), np.int32)
-    for row, documents in enumerate(lengths):
-        starts = np.cumsum((0, *documents))
-        for number, (start, stop) in enumerate(itertools.pairwise(starts), 1):
-            positions[row, start:stop] = np.arange(stop - start)
-            segments[row, start:stop] = number
-    return Context(positions, segments, np.full_like(positions, -1))
-
-
-def run(backend, parts, v, q_where, k_where):
-    out = backend.attend(tuple(parts), v, q_where, k_where, 0.3)
-    return out if isinstance(out, tuple) else (out, None)
-
-
-def both(make_parts, arguments, q_where, k_where):
-    """Outputs and gradients of the kernels and of the reference, for parts made of arguments."""
-
-    def outputs(backend, *arguments):
-        parts, v = make_parts(*arguments)
-        return run(backend, parts, v, q_where, k_where)[0]
-
-    def loss(backend, *arguments):
-        out = outputs(backend, *arguments).astype(jnp.float32)
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
-
-    every = tuple(range(1, len(arguments) + 1))
-    grad = jax.jit(jax.value_and_grad(loss, every, has_aux=True), static_argnums=0)
-    found, expected = (grad(backend, *arguments) for backend in (pallas, reference))
-    return (found[0][1], *found[1]), (expected[0][1], *expected[1])
-
-
-def close(found, expected, tolerance=1e-5):
-    for a, b in zip(found, expected, strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -211,21 +157,6 @@ def test_blocks_between_two_runs_are_not_loaded():
     assert [int(runs.loaded(made.by_query, 0, 15, t, 1)) for t in range(16)] == [0] * 16
     kinds = [tuple(map(bool, runs.kind(made.by_query, 0, 0, 15, j))) for j in (13, 14, 15)]
     assert kinds == [(False, False), (True, False), (True, False)]
-
-
-def test_lookup_by_position_names_the_way_out():
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
-    class Table:
-        bias_N: jax.Array
-
-        def __call__(self, score, q_pos, k_pos, head):
-            return score + self.bias_N[jnp.clip(q_pos - k_pos, 0, 7)]
-
-    where = rows((20,), (20,), total=20)
-    q, k, v = arrays(20, 20)
-    with pytest.raises(ValueError, match=r'Table .*\(8,\) by position.*backend="blockwise"'):
-        run(pallas, [Part(q, k, causal(), Table(jnp.zeros(8)))], v, where, where)
 
 
 def test_partial_results_merge_to_the_whole():

@@ -6,23 +6,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.attention.modification import Modification, is_floating
 from lcm.ops.attention.pallas import backward, tiles
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
-from lcm.ops.attention.pallas.modification import Modification
 from lcm.ops.attention.pallas.plan import Plan
 from lcm.ops.attention.part import Part, Partial
 from lcm.types import Array, Context, Values
 
 
 class _Inputs(NamedTuple):
-    """Queries `[B, H, L, K]`, keys and values `[B, G, S, K]`, numbers of modifications."""
+    """Queries `[B, H, L, K]`, keys and values `[B, G, S, K]`, what modifications cross with."""
 
     q: tuple[Array, ...]
     k: tuple[Array, ...]
     v: Array
     floats: Array
+    tables: Array
 
 
 class _Places(NamedTuple):
@@ -43,8 +44,8 @@ def attend(
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
 
     Raises:
-        ValueError: for a part with a block map, or a score modification that looks up an array by
-            position.
+        ValueError: for a part with a block map, or a score modification that looks up more by
+            position than a kernel can.
     """
     if any(part.blocks is not None for part in parts):
         raise ValueError('TPU kernels take no block maps yet: use backend="blockwise"')
@@ -61,7 +62,7 @@ def attend(
     mods = tuple(
         None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
     )
-    integers, floats = _numbers(parts, mods, heads)
+    integers, floats, tables = _numbers(parts, mods, heads)
     plan = Plan(
         heads,
         kv_heads,
@@ -86,6 +87,7 @@ def attend(
         tuple(key_blocks(part.k_BSGK) for part in parts),
         key_blocks(v_BSGK),
         floats,
+        tables,
     )
     places = _Places(q_info, k_info, tiles.tiles(live & near, plain & near), integers)
     out, lse = _attention(plan, inputs, places)
@@ -100,7 +102,7 @@ def _attention(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Arr
 def _forward(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[tuple[Array, Array], Any]:
     run = places.tiles
     known = places.q_info, places.k_info, run.by_query, run.key_steps, places.integers
-    out, lse = forward(plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats)
+    out, lse = forward(plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats, inputs.tables)
     lse = lse[:, :, 0]
     return (out, lse), (inputs, places, out, lse)
 
@@ -120,9 +122,9 @@ def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs,
         places.integers,
     )
     run = places.tiles
-    d_q, d_floats = backward.of_queries(plan, given, run.by_query, run.key_steps)
+    d_q, d_floats, d_tables = backward.of_queries(plan, given, run.by_query, run.key_steps)
     d_k, d_v = backward.of_keys(plan, given, run.by_key, run.query_steps)
-    return _Inputs(d_q, d_k, d_v, d_floats), None
+    return _Inputs(d_q, d_k, d_v, d_floats, d_tables), None
 
 
 _attention.defvjp(_forward, _backward)
@@ -156,17 +158,24 @@ def _stacked(known: list[Array], block: int) -> Array:
     return jnp.pad(known, ((0, 0), (0, -rows % 8), (0, -length % block)))
 
 
-def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, Array]:
-    """Numbers of all modifications, all heads of one number together; never an empty array."""
-    integers, floats = [], []
+def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, Array, Array]:
+    """Integers and floats of all modifications, all heads of one together, and tables `[H, 1, N]`.
+
+    Never an empty array.
+    """
+    integers, floats, tables = [], [], []
     for part, mod in zip(parts, mods, strict=True):
         if mod is not None:
             leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(part.score_mod)]
-            whole, real = mod.numbers(leaves, heads)
-            integers, floats = integers + whole, floats + real
+            cross = functools.partial(mod.for_head((8, 1), (1, plans.LANES)).cross, *leaves)
+            numbers, own = jax.vmap(cross)(jnp.arange(heads, dtype=jnp.int32))
+            for x in numbers:
+                (floats if is_floating(x) else integers).append(x.reshape(heads))
+            tables += own
     integers = [x.astype(jnp.int32) for x in integers] or [jnp.zeros(1, jnp.int32)]
     floats = [x.astype(jnp.float32) for x in floats] or [jnp.zeros(1)]
-    return jnp.concatenate(integers), jnp.concatenate(floats)
+    tables = tables or [jnp.zeros((heads, 1, plans.LANES))]
+    return jnp.concatenate(integers), jnp.concatenate(floats), jnp.concatenate(tables, -1)
 
 
 def _padded(x: Array, block: int) -> Array:

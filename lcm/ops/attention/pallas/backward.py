@@ -19,12 +19,14 @@ from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.kernel import (
     LN2,
     KeyGrid,
+    Own,
     QueryGrid,
     Ref,
     Runs,
     dot,
     each_part,
-    numbers,
+    modified,
+    own,
     scores,
     visible,
     wide,
@@ -41,6 +43,7 @@ class Given(NamedTuple):
     k: tuple[Array, ...]
     v: Array
     floats: Array
+    tables: Array
     d_out: Array
     lse: Array
     delta: Array
@@ -51,19 +54,19 @@ class Given(NamedTuple):
 
 def of_queries(
     plan: Plan, given: Given, table: Array, steps: Array
-) -> tuple[tuple[Array, ...], Array]:
-    """Gradients of each part's queries and of the numbers of score modifications."""
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """Gradients of each part's queries, and of numbers and tables of score modifications."""
     batch, heads, length, size = given.q[0].shape
     runs = Runs(batch, length // plan.queries)
     blocked = QueryGrid(plan, runs, size)
     rows, columns = given.q_info.shape[1], given.k_info.shape[1]
-    floats = max(1, plan.slots(len(plan.mods))[1])
     arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
     out = (
         *[jax.ShapeDtypeStruct(q.shape, q.dtype) for q in given.q],
-        jax.ShapeDtypeStruct((batch, heads, floats, LANES), jnp.float32),
+        jax.ShapeDtypeStruct((batch, heads, plan.floats, LANES), jnp.float32),
+        jax.ShapeDtypeStruct((batch, heads, 1, plan.lanes), jnp.float32),
     )
-    *d_q, d_floats = pl.pallas_call(
+    *d_q, d_floats, d_tables = pl.pallas_call(
         functools.partial(_query_kernel, plan, runs),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -71,6 +74,7 @@ def of_queries(
             in_specs=[
                 blocked.q_info(rows),
                 blocked.k_info(columns),
+                blocked.tables(),
                 *[blocked.queries() for _ in given.q],
                 *[blocked.keys(n) for n in range(len(given.k))],
                 blocked.keys(*plan.parts),
@@ -80,7 +84,8 @@ def of_queries(
             ],
             out_specs=[
                 *[blocked.queries() for _ in given.q],
-                pl.BlockSpec((None, None, floats, LANES), lambda b, h, *_: (b, h, 0, 0)),
+                pl.BlockSpec((None, None, plan.floats, LANES), lambda b, h, *_: (b, h, 0, 0)),
+                pl.BlockSpec((None, None, 1, plan.lanes), lambda b, h, *_: (b, h, 0, 0)),
             ],
             scratch_shapes=[
                 *[pltpu.VMEM((plan.queries, size), jnp.float32) for _ in given.q],
@@ -94,9 +99,9 @@ def of_queries(
         cost_estimate=plans.cost(plan, arrays, out, matmuls=3),
         interpret=plan.interpret,
         name="attention_queries_gradient",
-    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    )(table, given.integers, given.floats, given.q_info, given.k_info, given.tables, *arrays)
     d_floats = d_floats[..., 0].sum(0).T.reshape(-1)
-    return tuple(d_q), d_floats[: given.floats.size]
+    return tuple(d_q), d_floats[: given.floats.size], d_tables.sum(0)
 
 
 def _query_kernel(
@@ -107,6 +112,7 @@ def _query_kernel(
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
     parts = len(plan.rows)
@@ -116,17 +122,18 @@ def _query_kernel(
         refs[2 * parts : 2 * parts + 4],
         refs[2 * parts + 4 :],
     )
-    d_q, d_floats, acc, (columns, lse_wide, delta_wide) = (
+    d_q, (d_floats, d_tables), acc, (columns, lse_wide, delta_wide) = (
         refs[:parts],
-        refs[parts],
-        refs[parts + 1 : 2 * parts + 1],
-        refs[2 * parts + 1 :],
+        refs[parts : parts + 2],
+        refs[parts + 2 : 2 * parts + 2],
+        refs[2 * parts + 2 :],
     )
     b, h, i, t = (pl.program_id(axis) for axis in range(4))
 
     @pl.when((i == 0) & (t == 0))
     def _():
         d_floats[...] = jnp.zeros_like(d_floats)
+        d_tables[...] = jnp.zeros_like(d_tables)
 
     @pl.when(t == 0)
     def _():
@@ -141,9 +148,9 @@ def _query_kernel(
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
         raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
-            whole, real = numbers(plan, n, integers, floats, h)
-            modify = lambda raw, *real: mod(  # noqa: E731
-                raw, of_query(POSITION), of_key(POSITION), whole, real
+            whole, *real = own(plan, n, integers, floats, tables, h)
+            modify = lambda raw, *real: modified(  # noqa: E731
+                mod, raw, of_query(POSITION), of_key(POSITION), Own(whole, *real)
             )
             raw, pull = jax.vjp(modify, raw, *real)
         seen = visible(plan, n, of_query, of_key) if masked else None
@@ -152,10 +159,13 @@ def _query_kernel(
         d_p = dot(d_out[...], v[...], (1, 1))
         d_score = p * (d_p - wide(delta_wide[...], plan.keys))
         if mod is not None:
-            d_score, *d_own = pull(d_score)
-            first = plan.slots(n)[1]
-            for m, d in enumerate(d_own, first):
+            d_score, d_real, d_own_tables = pull(d_score)
+            _, first, at = plan.slots(n)
+            for m, d in enumerate(d_real, first):
                 d_floats[m : m + 1] += jnp.full((1, LANES), d)
+            for d in d_own_tables:
+                d_tables[:, at : at + d.shape[1]] += d
+                at += d.shape[1]
         acc[n][...] += dot(d_score.astype(k[n].dtype), k[n][...], (1, 0))
 
     each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
@@ -184,6 +194,7 @@ def of_keys(
             in_specs=[
                 blocked.q_info(rows),
                 blocked.k_info(columns),
+                blocked.tables(),
                 *[blocked.queries(n) for n in range(len(given.q))],
                 *[blocked.keys() for _ in given.k],
                 blocked.keys(),
@@ -202,7 +213,7 @@ def of_keys(
         cost_estimate=plans.cost(plan, arrays, out, matmuls=4),
         interpret=plan.interpret,
         name="attention_keys_gradient",
-    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    )(table, given.integers, given.floats, given.q_info, given.k_info, given.tables, *arrays)
     return tuple(d_k), d_v
 
 
@@ -214,6 +225,7 @@ def _key_kernel(
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
     parts = len(plan.rows)
@@ -237,8 +249,10 @@ def _key_kernel(
         of_key = lambda row: columns[:, row : row + 1]  # noqa: E731
         raw, mod = dot(k[n][...], q[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
-            own = numbers(plan, n, integers, floats, g * plan.shared + r)
-            modify = lambda raw: mod(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
+            mine = own(plan, n, integers, floats, tables, g * plan.shared + r)
+            modify = lambda raw: modified(  # noqa: E731
+                mod, raw, of_query(POSITION), of_key(POSITION), mine
+            )
             raw, pull = jax.vjp(modify, raw)
         seen = visible(plan, n, of_query, of_key) if masked else None
         p = jnp.exp2(scores(raw, mod is not None, seen) - lse[...])

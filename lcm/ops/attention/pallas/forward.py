@@ -23,7 +23,8 @@ from lcm.ops.attention.pallas.kernel import (
     Runs,
     dot,
     each_part,
-    numbers,
+    modified,
+    own,
     scores,
     visible,
     wide,
@@ -46,6 +47,7 @@ def forward(
     steps: Array,
     integers: Array,
     floats: Array,
+    tables: Array,
 ) -> tuple[Array, Array]:
     """Output `[B, H, L, K]` and log-sum-exp `[B, H, 1, L]`, from queries scaled to base 2."""
     batch, heads, length, size = q[0].shape
@@ -60,6 +62,7 @@ def forward(
         in_specs=[
             blocked.q_info(rows),
             blocked.k_info(columns),
+            blocked.tables(),
             *[blocked.queries() for _ in q],
             *[blocked.keys(n) for n in range(len(k))],
             blocked.keys(*plan.parts),
@@ -84,7 +87,7 @@ def forward(
         cost_estimate=plans.cost(plan, (*q, *k, v), out, matmuls=2),
         interpret=plan.interpret,
         name="attention_forward",
-    )(table, integers, floats, q_info, k_info, *q, *k, v)
+    )(table, integers, floats, q_info, k_info, tables, *q, *k, v)
 
 
 def _kernel(
@@ -95,6 +98,7 @@ def _kernel(
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
     count = len(plan.rows)
@@ -125,8 +129,8 @@ def _kernel(
         of_query = lambda row: columns[at, row : row + 1]  # noqa: E731
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
         if (mod := plan.mods[n]) is not None:
-            own = numbers(plan, n, integers, floats, h)
-            raw = mod(raw, of_query(POSITION), of_key(POSITION), *own)
+            mine = own(plan, n, integers, floats, tables, h)
+            raw = modified(mod, raw, of_query(POSITION), of_key(POSITION), mine)
         score = scores(raw, mod is not None, visible(plan, n, of_query, of_key) if masked else None)
         before = top[at]
         highest = jnp.maximum(before, score.max(-1, keepdims=True))

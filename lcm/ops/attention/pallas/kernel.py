@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from lcm.ops.attention.pallas.plan import LANES, Plan
+from lcm.ops.attention.modification import Modification, is_floating
+from lcm.ops.attention.pallas.plan import LANES, Plan, counts
 from lcm.ops.attention.pallas.tiles import POSITION, SEGMENT
 from lcm.types import Array
 
@@ -81,6 +83,10 @@ class QueryGrid:
         shape = None, None, 1, self.plan.queries
         return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, h, 0, i))
 
+    def tables(self) -> pl.BlockSpec:
+        """A head's row of the tables of score modifications."""
+        return pl.BlockSpec((None, 1, self.plan.lanes), lambda b, h, *_: (h, 0, 0))
+
     def q_info(self, rows: int) -> pl.BlockSpec:
         shape = None, rows, self.plan.queries
         return pl.BlockSpec(shape, lambda b, h, i, t, *_: (b, 0, i))
@@ -131,6 +137,14 @@ class KeyGrid:
 
         return pl.BlockSpec((None, rows, self.plan.queries), index)
 
+    def tables(self) -> pl.BlockSpec:
+        """A query head's row of the tables of score modifications."""
+
+        def index(b: Array, g: Array, j: Array, r: Array, *_: Ref) -> tuple:
+            return g * self.plan.shared + r, 0, 0
+
+        return pl.BlockSpec((None, 1, self.plan.lanes), index)
+
     def k_info(self, rows: int) -> pl.BlockSpec:
         shape = None, rows, self.plan.keys
         return pl.BlockSpec(shape, lambda b, g, j, r, t, *_: (b, 0, j))
@@ -146,16 +160,32 @@ def each_part(
         pl.when(masked)(functools.partial(body, n, True))
 
 
-def numbers(plan: Plan, n: int, integers: Ref, floats: Ref, head: Array) -> tuple[tuple, tuple]:
-    """The numbers of part n's score modification for a head, out of scalar memory."""
-    mod = plan.mods[n]
-    if mod is None:
-        return (), ()
-    (i, f), (whole, real) = plan.slots(n), mod.counts()
-    return (
+class Own(NamedTuple):
+    """What one head's modification of one part works with: floats and tables have gradients."""
+
+    integers: tuple[Array, ...]
+    floats: tuple[Array, ...]
+    tables: tuple[Array, ...]
+
+
+def own(plan: Plan, n: int, integers: Ref, floats: Ref, tables: Ref, head: Array) -> Own:
+    """Of part n, which has a modification: numbers of scalar memory, tables of the head's row."""
+    (i, f, at), (whole, real, _) = plan.slots(n), counts(plan.mods[n])
+    widths = plan.mods[n].for_head((8, 1), (1, LANES)).lanes
+    starts = itertools.accumulate(widths, initial=at)
+    return Own(
         tuple(integers[(i + m) * plan.heads + head] for m in range(whole)),
         tuple(floats[(f + m) * plan.heads + head] for m in range(real)),
+        tuple(tables[:, at : at + width] for at, width in zip(starts, widths, strict=False)),
     )
+
+
+def modified(mod: Modification, raw: Array, q_pos: Array, k_pos: Array, own: Own) -> Array:
+    """The scores of a tile after a modification, either way round."""
+    split = mod.for_head(q_pos.shape, k_pos.shape)
+    integers, floats = iter(own.integers), iter(own.floats)
+    numbers = [next(floats if is_floating(x) else integers) for x in split.numbers]
+    return split(numbers, own.tables, q_pos, raw, k_pos)
 
 
 def scores(score: Array, modified: bool, seen: Array | None) -> Array:
