@@ -1,11 +1,13 @@
 """Kernels run as plain JAX, against the reference backend; tiles of 128 at lengths above."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slope_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.scipy.special import logsumexp
@@ -16,6 +18,7 @@ from lcm.ops.attention import (
     Mask,
     Part,
     SoftCap,
+    blockwise,
     causal,
     chunks,
     compose,
@@ -233,15 +236,16 @@ def sums_of_terms(make, arguments, where):
     return sum(np.abs(d * distance[:, None]).sum((0, 2, 3)) for d in jax.jit(jax.grad(loss))(zeros))
 
 
+def parts_of(chosen, q, k, v, slopes):
+    return [Part(q, k, MASKS[mask], MODS[mod](slopes)) for mask, mod in chosen], v
+
+
 def check_case(case):
-    """In bfloat16 without slopes: rounding may be as large as what is left of their sum."""
     where, kv_heads, shared, size, dtype, chosen = case
     total, heads = where.positions_BL.shape[1], kv_heads * shared
     q, k, v = arrays(total, total, heads, kv_heads, size, jnp.dtype(dtype))
 
-    def make(q, k, v, slopes):
-        return [Part(q, k, MASKS[mask], MODS[mod](slopes)) for mask, mod in chosen], v
-
+    make = functools.partial(parts_of, chosen)
     arguments = q, k, v, jnp.linspace(0.5, 0.1, heads)
     (*found, d_slopes), (*expected, d_expected) = both(make, arguments, where, where)
     close(found, expected, 2e-5 if dtype == "float32" else 4e-2)
@@ -249,6 +253,37 @@ def check_case(case):
     if dtype == "float32":
         rounding = np.finfo(np.float32).eps * sums_of_terms(make, arguments, where)
         assert (np.abs(d_slopes - d_expected) <= rounding).all()
+    else:
+        check_slopes(arguments, chosen, where, d_slopes)
+
+
+def check_slopes(arguments, chosen, where, d_slopes):
+    """In bfloat16: within what rounded outputs leave uncertain."""
+    q, k, v, slopes = arguments
+    d_out = jnp.cos(jnp.arange(q.size).reshape(q.shape)).astype(v.dtype)
+    parts = [
+        (q, k, MASKS[mask], 1.5 if mod == "capped bias" else None, "bias" in mod)
+        for mask, mod in chosen
+    ]
+    exact, deviation = slope_oracle.gradient(parts, v, slopes, d_out, where, 0.3)
+    terms = sums_of_terms(functools.partial(parts_of, chosen), arguments, where)
+    rounding = np.finfo(np.float32).eps * terms
+    assert (np.abs(d_slopes - exact) <= 5 * deviation + rounding).all()
+
+
+@pytest.mark.parametrize("backend", [pallas, reference, blockwise])
+@pytest.mark.parametrize("size", [16, 128])
+def test_slopes_in_bfloat16(backend, size):
+    """Every backend is as far off as rounding explains, and no further."""
+    where, chosen = rows((150, 80, 40), (290,), total=300), [("causal", "bias")]
+    arguments = *arrays(300, 300, 4, 2, size, jnp.bfloat16), jnp.linspace(0.5, 0.1, 4)
+
+    def loss(*arguments):
+        parts, v = parts_of(chosen, *arguments)
+        out = run(backend, parts, v, where, where)[0].astype(jnp.float32)
+        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
+
+    check_slopes(arguments, chosen, where, jax.jit(jax.grad(loss, 3))(*arguments))
 
 
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
