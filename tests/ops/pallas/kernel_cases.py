@@ -1,12 +1,13 @@
 """Calls that tests of the kernels share, beside the reference; tiles of 128."""
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcm.ops.attention import pallas, reference
+from lcm.ops.attention import compose, pallas, reference
 from lcm.types import Context
 
 
@@ -54,3 +55,35 @@ def close(found, expected, tolerance=1e-5):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """Scores plus an array of their own shape: its gradient is that of every single score."""
+
+    bias_BHLS: jax.Array
+
+    def __call__(self, score, q_pos, k_pos, head):
+        return score + self.bias_BHLS
+
+
+def sums_of_terms(make, arguments, where):
+    """For each head, the sum of |d_score (i - j)|, of which the slope's gradient is what is left.
+
+    The terms cancel to a thousandth and less, so rounding is to be held against this sum.
+    """
+    (batch, total), heads = where.positions_BL.shape, arguments[-1].size
+
+    def loss(zeros):
+        parts, v = make(*arguments)
+        parts = [
+            dataclasses.replace(part, score_mod=compose(part.score_mod, Added(zero)))
+            for part, zero in zip(parts, zeros, strict=True)
+        ]
+        out = run(reference, parts, v, where, where)[0]
+        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
+
+    zeros = [jnp.zeros((batch, heads, total, total)) for _ in make(*arguments)[0]]
+    distance = where.positions_BL[:, :, None] - where.positions_BL[:, None]
+    return sum(np.abs(d * distance[:, None]).sum((0, 2, 3)) for d in jax.jit(jax.grad(loss))(zeros))

@@ -1,6 +1,5 @@
 """Kernels run as plain JAX, against the reference backend; tiles of 128 at lengths above."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,7 +10,7 @@ import slope_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.scipy.special import logsumexp
-from kernel_cases import arrays, both, close, rows, run
+from kernel_cases import arrays, both, close, rows, run, sums_of_terms
 
 from lcm.ops.attention import (
     LinearBias,
@@ -29,7 +28,7 @@ from lcm.ops.attention import (
     window,
 )
 from lcm.ops.attention.pallas import tiles
-from lcm.ops.attention.pallas.kernel import Runs
+from lcm.ops.attention.pallas.walk import Runs, Step
 from lcm.types import Context
 
 MASKS = {
@@ -155,10 +154,11 @@ def test_blocks_between_two_runs_are_not_loaded():
     live, plain = tiles.kinds(info, k_info, ((2, 3), (None, 4)), 128, 128)
     made = tiles.tiles(live, plain)
     runs = Runs(1, 16)
-    loaded = [int(runs.loaded(made.by_query, 0, 15, t, 0, 1)) for t in range(int(made.key_steps))]
+    at = lambda t: Step(0, 0, 15, 0, t)  # noqa: E731
+    loaded = [int(runs.loaded(made.by_query, at(t), 0, 1)) for t in range(int(made.key_steps))]
     assert loaded == [0] + [14] * 14 + [15]
-    assert [int(runs.loaded(made.by_query, 0, 15, t, 1)) for t in range(16)] == [0] * 16
-    kinds = [tuple(map(bool, runs.kind(made.by_query, 0, 0, 15, j))) for j in (13, 14, 15)]
+    assert [int(runs.loaded(made.by_query, at(t), 1)) for t in range(16)] == [0] * 16
+    kinds = [tuple(map(bool, runs.kind(made.by_query, 0, at(j)))) for j in (13, 14, 15)]
     assert kinds == [(False, False), (True, False), (True, False)]
 
 
@@ -202,38 +202,6 @@ def cases(draw):
     size = draw(st.sampled_from([16, 40, 128, 136]))
     dtype = draw(st.sampled_from(["float32", "bfloat16"]))
     return rows(*fit, total=total), kv_heads, shared, size, dtype, parts
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """Scores plus an array of their own shape: its gradient is that of every single score."""
-
-    bias_BHLS: jax.Array
-
-    def __call__(self, score, q_pos, k_pos, head):
-        return score + self.bias_BHLS
-
-
-def sums_of_terms(make, arguments, where):
-    """For each head, the sum of |d_score (i - j)|, of which the slope's gradient is what is left.
-
-    The terms cancel to a thousandth and less, so rounding is to be held against this sum.
-    """
-    (batch, total), heads = where.positions_BL.shape, arguments[-1].size
-
-    def loss(zeros):
-        parts, v = make(*arguments)
-        parts = [
-            dataclasses.replace(part, score_mod=compose(part.score_mod, Added(zero)))
-            for part, zero in zip(parts, zeros, strict=True)
-        ]
-        out = run(reference, parts, v, where, where)[0]
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
-
-    zeros = [jnp.zeros((batch, heads, total, total)) for _ in make(*arguments)[0]]
-    distance = where.positions_BL[:, :, None] - where.positions_BL[:, None]
-    return sum(np.abs(d * distance[:, None]).sum((0, 2, 3)) for d in jax.jit(jax.grad(loss))(zeros))
 
 
 def parts_of(chosen, q, k, v, slopes):

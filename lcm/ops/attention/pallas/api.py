@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lcm.ops.attention.modification import Modification, is_floating
-from lcm.ops.attention.pallas import backward, tiles
+from lcm.ops.attention.pallas import backward, maps, tiles, visits
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
 from lcm.ops.attention.pallas.plan import Plan
+from lcm.ops.attention.pallas.visits import Room
 from lcm.ops.attention.part import Part, Partial
 from lcm.types import Array, Context, Values
 
@@ -27,12 +29,16 @@ class _Inputs(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Segments, positions and intervals `[B, rows, L]` and `[B, rows, S]`; the table of tiles."""
+    """What is known of queries and keys, `[B, rows, L]` and `[B, rows, S]`; which tiles to compute.
+
+    Segments, positions and intervals of queries; segments, positions and blocks of maps of keys.
+    """
 
     q_info: Array
     k_info: Array
     tiles: tiles.Tiles
     integers: Array
+    lists: tuple[Array, ...]
 
 
 def attend(
@@ -44,21 +50,24 @@ def attend(
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
 
     Raises:
-        ValueError: for a part with a block map, or a score modification that looks up more by
-            position than a kernel can.
+        ValueError: for block maps of too small blocks or too many tiles, or a score modification
+            that looks up more by position than a kernel can.
     """
-    if any(part.blocks is not None for part in parts):
-        raise ValueError('TPU kernels take no block maps yet: use backend="blockwise"')
     length, heads, size = parts[0].q_BLHK.shape[1:]
     slots, kv_heads = v_BSGK.shape[1:3]
-    largest = plans.largest(size, v_BSGK.dtype)
+    largest, mapped = plans.largest(size, v_BSGK.dtype), [p.blocks for p in parts if p.blocks]
+    largest = maps.side(mapped, largest) if mapped else largest
     queries, keys = plans.block(length, largest), plans.block(slots, largest)
     q_info, rows = _known_of_queries(parts, q_context, queries)
-    k_info = _known_of_keys(k_context, keys)
+    k_info, forms = _known_of_keys(parts, k_context, keys)
     masks = tuple(part.mask for part in parts)
     band = tiles.reach(masks) if q_context is k_context else (None, None)
     near = tiles.inside(band, q_info.shape[2] // queries, k_info.shape[2] // keys, queries, keys)
-    live, plain = tiles.kinds(q_info, k_info, rows, queries, keys)
+    live, plain = (x & near for x in tiles.kinds(q_info, k_info, rows, queries, keys))
+    pairs, room, table = int(near.sum()) * queries * keys, None, None
+    if mapped:
+        table, room = _visited(parts, live, plain, near, (queries, keys))
+        pairs = room.by_query * queries * keys
     mods = tuple(
         None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
     )
@@ -70,7 +79,9 @@ def attend(
         keys,
         rows,
         mods,
-        int(near.sum()) * queries * keys,
+        forms,
+        room,
+        pairs,
         plans.interpret,
     )
 
@@ -89,7 +100,9 @@ def attend(
         floats,
         tables,
     )
-    places = _Places(q_info, k_info, tiles.tiles(live & near, plain & near), integers)
+    table = tiles.tiles(live, plain) if table is None else table
+    listed = tuple(maps.lists(blocks, q_info.shape[2]) for blocks in mapped)
+    places = _Places(q_info, k_info, table, integers, listed)
     out, lse = _attention(plan, inputs, places)
     return Partial(out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length])
 
@@ -102,7 +115,9 @@ def _attention(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Arr
 def _forward(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[tuple[Array, Array], Any]:
     run = places.tiles
     known = places.q_info, places.k_info, run.by_query, run.key_steps, places.integers
-    out, lse = forward(plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats, inputs.tables)
+    out, lse = forward(
+        plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats, inputs.tables, places.lists
+    )
     lse = lse[:, :, 0]
     return (out, lse), (inputs, places, out, lse)
 
@@ -120,6 +135,7 @@ def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs,
         places.q_info,
         places.k_info,
         places.integers,
+        places.lists,
     )
     run = places.tiles
     d_q, d_floats, d_tables = backward.of_queries(plan, given, run.by_query, run.key_steps)
@@ -144,11 +160,52 @@ def _known_of_queries(
     return _stacked(known, block), tuple(rows)
 
 
-def _known_of_keys(context: Context, block: int) -> Array:
-    """Segments, -1 where padding so that no query has it, and positions."""
-    known = _stacked([context.segments_BL, context.positions_BL], block)
+def _known_of_keys(
+    parts: tuple[Part, ...], context: Context, block: int
+) -> tuple[Array, tuple[maps.Form | None, ...]]:
+    """Segments, -1 where padding so that no query has it, positions, and blocks of each map."""
+    known, forms = [context.segments_BL, context.positions_BL], []
+    slot = jnp.arange(context.segments_BL.shape[1])
+    for blocks in (part.blocks for part in parts):
+        form = None if blocks is None else maps.Form(blocks.size, len(known))
+        forms.append(form)
+        if form is not None:
+            known.append(jnp.broadcast_to(slot // blocks.size, context.segments_BL.shape))
+    known = _stacked(known, block)
     segments = known[:, tiles.SEGMENT]
-    return known.at[:, tiles.SEGMENT].set(jnp.where(segments > 0, segments, -1))
+    known = known.at[:, tiles.SEGMENT].set(jnp.where(segments > 0, segments, -1))
+    return known, tuple(forms)
+
+
+def _visited(
+    parts: tuple[Part, ...], live: Array, plain: Array, near: np.ndarray, sides: tuple[int, int]
+) -> tuple[tiles.Tiles, Room]:
+    """Lists of the tiles that masks, segments and maps leave, and their size, known before."""
+    batch, (length, heads), (slots, kv_heads) = (
+        live.shape[1],
+        parts[0].q_BLHK.shape[1:3],
+        parts[0].k_BSGK.shape[1:3],
+    )
+    some, every, most = [], [], []
+    for part in parts:
+        if part.blocks is None:
+            kinds = np.ones((1, *near.shape), bool), np.ones((1, *near.shape), bool)
+            most.append(np.full(near.shape[0], near.shape[1]))
+        else:
+            kinds = maps.kinds(part.blocks, slots, near.shape, sides)
+            most.append(maps.most(part.blocks, length, near.shape, sides))
+        some.append(kinds[0])
+        every.append(kinds[1])
+    room = visits.room(near, some, most, kv_heads, heads // kv_heads)
+    room.check(batch)
+
+    def of_parts(kind: Array, listed: list) -> Array:
+        shape = batch, room.heads, *near.shape
+        pairs = zip(kind, listed, strict=True)
+        return jnp.stack([jnp.broadcast_to(x[:, None] & own, shape) for x, own in pairs])
+
+    live, plain = of_parts(live, some), of_parts(plain, every)
+    return visits.visits(live, plain, room, kv_heads, heads // kv_heads), room
 
 
 def _stacked(known: list[Array], block: int) -> Array:

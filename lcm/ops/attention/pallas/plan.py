@@ -8,6 +8,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.attention.modification import Modification, is_floating
+from lcm.ops.attention.pallas.maps import Form
+from lcm.ops.attention.pallas.visits import Room
+from lcm.ops.attention.pallas.walk import Runs, Visits, Walk
 
 LANES = 128
 LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
@@ -25,6 +28,8 @@ class Plan:
     keys: int  # columns of a tile
     rows: tuple[tuple[int | None, int | None], ...]
     mods: tuple[Modification | None, ...]
+    maps: tuple[Form | None, ...]
+    room: Room | None  # for lists of tiles, where a part has a map
     pairs: int  # of a query and a key, in the tiles inside the band
     interpret: bool
 
@@ -37,6 +42,18 @@ class Plan:
     def shared(self) -> int:
         """Query heads that share a key head."""
         return self.heads // self.kv_heads
+
+    def walk(self, batch: int, blocks: int, *, of_keys: bool) -> Walk:
+        """How a kernel goes over tiles whose results belong to so many blocks."""
+        if self.room is None:
+            return Runs(batch, blocks)
+        if of_keys:
+            return Visits(batch, self.room.key_heads, self.room.by_key)
+        return Visits(batch, self.room.heads, self.room.by_query)
+
+    def lists(self, n: int) -> int:
+        """Which of the lists of maps is part n's."""
+        return sum(form is not None for form in self.maps[:n])
 
     def slots(self, n: int) -> tuple[int, int, int]:
         """Where part n's integers, floats and lanes of tables start among those of all parts."""
