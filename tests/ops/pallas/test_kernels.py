@@ -31,6 +31,8 @@ from lcm.ops.attention.pallas import tiles
 from lcm.ops.attention.pallas.walk import Runs, Step
 from lcm.types import Context
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 MASKS = {
     "all": Mask(),
     "causal": causal(),

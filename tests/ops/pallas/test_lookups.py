@@ -13,6 +13,8 @@ from lcm.ops.attention.lookup import LARGEST, lookup
 from lcm.ops.attention.modification import Modification
 from lcm.types import Array
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 def modification(cls):
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

@@ -22,6 +22,8 @@ from lcm.ops.attention.pallas import maps, visits
 from lcm.ops.attention.pallas.walk import Step, Visits
 from lcm.types import Context
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 SIDE = 128  # of tiles here
 
 
@@ -223,3 +225,13 @@ def test_what_does_not_fit_names_the_way_out(monkeypatch):
     blocks = BlockMap(64, np.zeros((2, 5, 1), np.int32))
     with pytest.raises(ValueError, match=r"maps of 2 heads and 1 rows take .* at most 10 .*block"):
         run(pallas, [Part(q, k, blocks=blocks)], v, where, where)
+
+
+def test_what_fits_is_known_before(monkeypatch):
+    q, k, _ = arrays(300, 300)
+    part = Part(q, k, blocks=random_map(64, 300, 300, 2, 3))
+    traced = jax.jit(lambda part: jnp.array(pallas.fits((part, Part(q, k)))))
+    assert pallas.fits((Part(q, k),)) and pallas.fits((part,)) and traced(part)
+    assert not pallas.fits((Part(q, k, blocks=BlockMap(4, np.zeros((1, 75, 1), np.int32))),))
+    monkeypatch.setattr(visits, "WORDS", 10)
+    assert not pallas.fits((part,)) and pallas.fits((Part(q, k),))

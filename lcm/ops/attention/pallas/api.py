@@ -53,11 +53,10 @@ def attend(
         ValueError: for block maps of too small blocks or too many tiles, or a score modification
             that looks up more by position than a kernel can.
     """
-    length, heads, size = parts[0].q_BLHK.shape[1:]
-    slots, kv_heads = v_BSGK.shape[1:3]
-    largest, mapped = plans.largest(size, v_BSGK.dtype), [p.blocks for p in parts if p.blocks]
-    largest = maps.side(mapped, largest) if mapped else largest
-    queries, keys = plans.block(length, largest), plans.block(slots, largest)
+    length, heads = parts[0].q_BLHK.shape[1:3]
+    kv_heads = v_BSGK.shape[2]
+    mapped = [part.blocks for part in parts if part.blocks is not None]
+    queries, keys = sides = _sides(parts)
     q_info, rows = _known_of_queries(parts, q_context, queries)
     k_info, forms = _known_of_keys(parts, k_context, keys)
     masks = tuple(part.mask for part in parts)
@@ -66,7 +65,7 @@ def attend(
     live, plain = (x & near for x in tiles.kinds(q_info, k_info, rows, queries, keys))
     pairs, room, table = int(near.sum()) * queries * keys, None, None
     if mapped:
-        table, room = _visited(parts, live, plain, near, (queries, keys))
+        table, room = _visited(parts, live, plain, near, sides)
         pairs = room.by_query * queries * keys
     mods = tuple(
         None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
@@ -181,31 +180,65 @@ def _visited(
     parts: tuple[Part, ...], live: Array, plain: Array, near: np.ndarray, sides: tuple[int, int]
 ) -> tuple[tiles.Tiles, Room]:
     """Lists of the tiles that masks, segments and maps leave, and their size, known before."""
-    batch, (length, heads), (slots, kv_heads) = (
-        live.shape[1],
-        parts[0].q_BLHK.shape[1:3],
-        parts[0].k_BSGK.shape[1:3],
-    )
-    some, every, most = [], [], []
-    for part in parts:
-        if part.blocks is None:
-            kinds = np.ones((1, *near.shape), bool), np.ones((1, *near.shape), bool)
-            most.append(np.full(near.shape[0], near.shape[1]))
-        else:
-            kinds = maps.kinds(part.blocks, slots, near.shape, sides)
-            most.append(maps.most(part.blocks, length, near.shape, sides))
-        some.append(kinds[0])
-        every.append(kinds[1])
-    room = visits.room(near, some, most, kv_heads, heads // kv_heads)
+    batch, (heads, kv_heads) = live.shape[1], (parts[0].q_BLHK.shape[2], parts[0].k_BSGK.shape[2])
+    some, every = zip(*(_listed(part, near, sides) for part in parts), strict=True)
+    room = _room(parts, near, some, sides)
     room.check(batch)
 
-    def of_parts(kind: Array, listed: list) -> Array:
+    def of_parts(kind: Array, listed: tuple) -> Array:
         shape = batch, room.heads, *near.shape
         pairs = zip(kind, listed, strict=True)
         return jnp.stack([jnp.broadcast_to(x[:, None] & own, shape) for x, own in pairs])
 
     live, plain = of_parts(live, some), of_parts(plain, every)
     return visits.visits(live, plain, room, kv_heads, heads // kv_heads), room
+
+
+def _listed(
+    part: Part, near: np.ndarray, sides: tuple[int, int]
+) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    """Tiles that a part's map lists some of and all of, `[H or 1, q_blocks, k_blocks]`."""
+    if part.blocks is None:
+        return np.ones((1, *near.shape), bool), np.ones((1, *near.shape), bool)
+    return maps.kinds(part.blocks, part.k_BSGK.shape[1], near.shape, sides)
+
+
+def _room(parts: tuple[Part, ...], near: np.ndarray, some: tuple, sides: tuple[int, int]) -> Room:
+    """The size of the lists of tiles."""
+    length, heads = parts[0].q_BLHK.shape[1:3]
+    kv_heads = parts[0].k_BSGK.shape[2]
+    most = [
+        np.full(near.shape[0], near.shape[1])
+        if part.blocks is None
+        else maps.most(part.blocks, length, near.shape, sides)
+        for part in parts
+    ]
+    return visits.room(near, some, most, kv_heads, heads // kv_heads)
+
+
+def _sides(parts: tuple[Part, ...]) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    (_, length, _, size), slots = parts[0].q_BLHK.shape, parts[0].k_BSGK.shape[1]
+    largest = plans.largest(size, parts[0].k_BSGK.dtype)
+    mapped = [part.blocks for part in parts if part.blocks is not None]
+    largest = maps.side(mapped, largest) if mapped else largest
+    return plans.block(length, largest), plans.block(slots, largest)
+
+
+def fits(parts: tuple[Part, ...]) -> bool:
+    """Whether block maps, where there are any, fit in scalar memory: if not `attend` refuses."""
+    if all(part.blocks is None for part in parts):
+        return True
+    (batch, length, _, _), slots = parts[0].q_BLHK.shape, parts[0].k_BSGK.shape[1]
+    try:
+        sides = _sides(parts)
+        counts = -(-length // sides[0]), -(-slots // sides[1])
+        band = tiles.reach(tuple(p.mask for p in parts)) if length == slots else (None, None)
+        near = tiles.inside(band, *counts, *sides)
+        _room(parts, near, tuple(_listed(p, near, sides)[0] for p in parts), sides).check(batch)
+    except ValueError:
+        return False
+    return True
 
 
 def _stacked(known: list[Array], block: int) -> Array:
