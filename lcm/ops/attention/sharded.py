@@ -46,20 +46,21 @@ def over_mesh(attend: Attend) -> Attend:
         def own(own_parts: tuple, v: Array, q_where: Context, k_where: Context) -> Partial:
             first = jax.lax.axis_index(HEADS) * (heads // cut) if cut > 1 else 0
             local = tuple(
-                dataclasses.replace(part, q_BLHK=q, k_BSGK=k, score_mod=mod and Later(mod, first))
-                for part, (q, k, mod) in zip(parts, own_parts, strict=True)
+                Part(q, k, part.mask, mod and Later(mod, first), blocks)
+                for part, (q, k, mod, blocks) in zip(parts, own_parts, strict=True)
             )
             return attend(local, v, q_where, q_where if one_context else k_where, scale)
 
         spread = lambda x: jnp.repeat(x, copies, axis=2) if copies > 1 else x  # noqa: E731
+        pieces = tuple((cells, cells, PartitionSpec(), _map_heads(part, cells)) for part in parts)
         return jax.shard_map(
             own,
-            in_specs=(((cells, cells, PartitionSpec()),) * len(parts), cells, places, places),
+            in_specs=(pieces, cells, places, places),
             out_specs=Partial(cells, cells),
             axis_names=set(axes),
             check_vma=False,  # kernels do not say over which axes their results vary
         )(
-            tuple((part.q_BLHK, spread(part.k_BSGK), part.score_mod) for part in parts),
+            tuple((p.q_BLHK, spread(p.k_BSGK), p.score_mod, p.blocks) for p in parts),
             spread(v_BSGK),
             q_context,
             k_context,
@@ -84,6 +85,12 @@ def axes_in_use() -> dict[str, int]:
     """Axes of the mesh in use and their sizes, without those that a `shard_map` has taken."""
     mesh = jax.sharding.get_abstract_mesh()
     return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def _map_heads(part: Part, cells: PartitionSpec) -> PartitionSpec:
+    """A block map with heads of its own is cut as they are."""
+    own = part.blocks is not None and part.blocks.indices_HQN.shape[0] > 1
+    return PartitionSpec(cells[2] if own else None)
 
 
 def axes_of_rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
