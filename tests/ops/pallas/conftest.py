@@ -10,5 +10,5 @@ def interpreted():
     """Kernels run as plain JAX, in tiles of 128."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "interpret", True)
-        patch.setattr(plan, "LARGEST", 128)
+        patch.setattr(plan, "LARGEST", (128, 128))
         yield

@@ -19,7 +19,7 @@ from lcm.ops.attention import BlockMap, LinearBias, Part, causal, pallas, sharde
 from lcm.ops.attention.pallas import plan
 from lcm.types import Context
 
-plan.interpret, plan.LARGEST = True, 128
+plan.interpret, plan.LARGEST = True, (128, 128)
 kv_heads, batch = map(int, sys.argv[1:3])
 rng = np.random.default_rng(0)
 make = lambda n: jnp.asarray(rng.normal(size=(batch, 140, n, 16)), jnp.float32)

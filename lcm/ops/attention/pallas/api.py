@@ -221,8 +221,8 @@ def _sides(parts: tuple[Part, ...]) -> tuple[int, int]:
     (_, length, _, size), slots = parts[0].q_BLHK.shape, parts[0].k_BSGK.shape[1]
     largest = plans.largest(size, parts[0].k_BSGK.dtype)
     mapped = [part.blocks for part in parts if part.blocks is not None]
-    largest = maps.side(mapped, largest) if mapped else largest
-    return plans.block(length, largest), plans.block(slots, largest)
+    largest = (maps.side(mapped, min(largest)),) * 2 if mapped else largest
+    return plans.block(length, largest[0]), plans.block(slots, largest[1])
 
 
 def fits(parts: tuple[Part, ...]) -> bool:

@@ -13,7 +13,7 @@ from lcm.ops.attention.pallas.visits import Room
 from lcm.ops.attention.pallas.walk import Runs, Visits, Walk
 
 LANES = 128
-LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
+LARGEST = 1024, 1024  # queries and keys of a tile, if its arrays leave room in vector memory
 interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
 VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 
@@ -88,9 +88,14 @@ def block(length: int, largest: int) -> int:
     return math.ceil(length / count / LANES) * LANES
 
 
-def largest(size: int, dtype: jnp.dtype) -> int:
-    """Side of the largest tile: 1024 in two bytes up to head size 128, else 512."""
-    return LARGEST if jnp.dtype(dtype).itemsize <= 2 and size <= 128 else min(LARGEST, 512)
+def largest(size: int, dtype: jnp.dtype) -> tuple[int, int]:
+    """Queries and keys of the largest tile: 1024 in two bytes up to head size 128, else 512.
+
+    By the schedules 1024 x 1024 has the fewest bundles a pair in each of the three kernels on each
+    generation, so there is one choice (figures in tests/benchmarks/attention_kernels.py).
+    """
+    small = jnp.dtype(dtype).itemsize <= 2 and size <= 128
+    return LARGEST if small else tuple(min(side, 512) for side in LARGEST)
 
 
 def parameters(parallel: int, sequential: int) -> pltpu.CompilerParams:

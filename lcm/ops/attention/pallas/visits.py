@@ -9,7 +9,9 @@ Blocks that see nothing have one visit without work, which writes their zeros.
 """
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -85,8 +87,7 @@ def _list(live: Array, plain: Array, length: int) -> tuple[Array, Array]:
     flat = lambda x: x.reshape(*x.shape[:-3], -1)  # noqa: E731
     wanted = flat(some | (none & start))
     count = wanted.sum(-1, keepdims=True)
-    order = jnp.argsort(~wanted, axis=-1, stable=True)[..., :length]
-    order = jnp.pad(order, ((0, 0), (0, 0), (0, length - order.shape[-1])))
+    order = jax.vmap(jax.vmap(functools.partial(_wanted, length=length)))(wanted)
     at = jnp.arange(length)
     real = at < count
     order = jnp.where(real, order, jnp.take_along_axis(order, count - 1, -1))
@@ -100,3 +101,9 @@ def _list(live: Array, plain: Array, length: int) -> tuple[Array, Array]:
     kinds = [(of(some & ~every), of(every)) for some, every in zip(live, live & plain, strict=True)]
     words = block << 16 | order % other, walk.word(first, last, kinds, order // other % shared)
     return jnp.stack(words).astype(jnp.int32).reshape(-1), count.max()
+
+
+def _wanted(which: Array, length: int) -> Array:
+    """Numbers of what is wanted, in order, by their rank: a sort would take long to compile."""
+    rank = jnp.where(which, jnp.cumsum(which) - 1, length)
+    return jnp.zeros(length, jnp.int32).at[rank].set(jnp.arange(which.size), mode="drop")
