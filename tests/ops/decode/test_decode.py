@@ -201,19 +201,30 @@ def test_rows_grow_by_different_numbers():
     np.testing.assert_array_equal(cache.v_PTM, -cache.k_PTM)
 
 
-def test_a_table_by_distance_is_for_the_reference(backend):
-    table = jax.tree_util.Partial(
-        lambda table, score, q, k, head: score + table[jnp.clip(q - k, 0, 7)], jnp.arange(8.0)
+@pytest.mark.parametrize("entries", [8, 200])
+def test_a_table_by_distance_and_head(backend, entries):
+    """Rows of the kernel are of several heads, each with a table of its own."""
+    table = np.random.default_rng(0).normal(size=(entries, 6)).astype(np.float32)
+    far = lambda xp, q, k: xp.clip(q - k, 0, entries - 1)  # noqa: E731
+    mod = jax.tree_util.Partial(
+        lambda table, score, q, k, head: score * table[-1, head] + table[far(jnp, q, k), head],
+        jnp.asarray(table),
     )
-    rows = cases.documents((21,), 1, 16)
-    q, cache = cases.queries(1, 1, 1, 16), cases.filled(rows, PAGES, PAGE)
-    if backend == "pallas":
-        with pytest.raises(ValueError, match=r"looks up .*\(8,\) by the position .*reference"):
-            run(backend, q, cache, score_mod=table)
-        return
-    modify = lambda score, q, k, head: score + np.clip(q - k, 0, 7)  # noqa: E731
-    found = run(backend, q, cache, score_mod=table)
+    rows = cases.documents((0, 21, 38), 3, 16)
+    q = cases.queries(3, 2, 6, 16)
+    found = run(backend, q, cases.filled(rows, PAGES, PAGE), score_mod=mod)
+    modify = lambda score, q, k, h: score * table[-1, h] + table[far(np, q, k), h]  # noqa: E731
     cases.close(found, cases.attend(q, rows, 32, lambda q, k: k <= q, modify))
+
+
+def test_a_table_too_large_for_the_kernel_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(kernel, "interpret", True)
+    mod = jax.tree_util.Partial(
+        lambda table, score, q, k, head: score + table[q - k], jnp.arange(300.0)
+    )
+    q, cache = cases.queries(1, 1, 1, 16), cases.filled(cases.documents((21,), 1, 16), PAGES, PAGE)
+    with pytest.raises(ValueError, match=r"looks up 300 .* at most 256.*backend=\"reference\""):
+        kernel.decode(jnp.asarray(q), cache, causal(), mod, None, 0.25)
 
 
 def test_int8_rounds_to_half_a_step():

@@ -11,11 +11,16 @@ BATCH = 4
 
 
 def wanted(topology, slots, page, length, heads, kv_heads, size, dtype, *extras):
-    """Decoding, with a window of 1000, a score modification or a rotation among the extras."""
+    """Decoding, with a window of 1000, a score modification, a table or a rotation."""
 
     def run(q, cache, slopes, inv_freq):
         mask = causal() & window(1000) if "window" in extras else causal()
         mod = compose(SoftCap(30.0), LinearBias(slopes)) if "mod" in extras else None
+        if "table" in extras:
+            mod = jax.tree_util.Partial(
+                lambda table, score, q, k, head: score + table[jnp.clip(q - k, 0, 199), head],
+                jnp.broadcast_to(slopes, (200, slopes.size)),
+            )
         rotation = Rotation(inv_freq, 1.1) if "rotation" in extras else None
         return kernel.decode(q, cache, mask, mod, rotation, 0.1)
 
@@ -38,6 +43,8 @@ def test_kernel_compiles_for_a_tpu(compiles):
     cases = [
         ("v5e:2x2", 4096, 128, 1, 32, 8, 128, "bfloat16", "window"),
         ("v6e:2x2", 4096, 64, 3, 8, 4, 64, "int8", "mod", "rotation"),
+        ("v5e:2x2", 1024, 16, 2, 8, 2, 64, "bfloat16", "table"),
+        ("v6e:2x2", 1024, 64, 1, 8, 8, 128, "bfloat16", "table"),
     ]
     compiles(wanted, cases)
 

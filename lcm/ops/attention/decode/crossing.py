@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.attention.decode.layout import LANES
-from lcm.ops.attention.modification import Modification, Split, is_column, is_floating
+from lcm.ops.attention.modification import Split, is_column, is_floating
 from lcm.ops.attention.score import ScoreMod
 from lcm.types import Array
 
@@ -19,15 +19,9 @@ Ref = Any
 
 
 def crossing(
-    static: Modification, split: Split, mod: ScoreMod, q_pos: Array, head: Array
+    split: Split, mod: ScoreMod, q_pos: Array, head: Array
 ) -> tuple[list[Array], list[Array]]:
     """Scalars and columns `[B, groups, rows, 1]` of a modification, and its tables, of lanes."""
-    if split.lookups:
-        shape = next(iter(split.lookups.values())).operand.aval.shape
-        raise ValueError(
-            f"score modification {static.name} looks up an array of shape {shape} by the position "
-            'of a key, which the kernel for decoding does not: use backend="reference"'
-        )
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(mod)]
     head = jnp.broadcast_to(head, q_pos.shape)
     tiles = (x.reshape(-1, *q_pos.shape[-2:]) for x in (head, q_pos))

@@ -98,7 +98,7 @@ def decode(
 
     Raises:
         ValueError: if pages are not in whole tiles, or too large for vector memory, or a score
-            modification looks up an array by the position of a key.
+            modification looks up more by the position of a key than a kernel can.
     """
     _, length, heads, size = q_BLHK.shape
     layout = Layout(length, heads, cache.kv_heads, size)
@@ -118,7 +118,7 @@ def decode(
     scalars, real, looked_up = [], [], []
     if mod is not None:
         numbers, looked_up = crossing.crossing(
-            plan.mod, plan.split, score_mod, layout.columns(q_pos, 0), layout.head_numbers()
+            plan.split, score_mod, layout.columns(q_pos, 0), layout.head_numbers()
         )
         for x in numbers:
             (scalars if x.ndim == 0 else real if is_floating(x) else columns).append(x)
