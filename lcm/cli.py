@@ -67,11 +67,11 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _analyse(args: argparse.Namespace, overrides: list[str]) -> None:
     from lcm import report
-    from lcm.evaluation import analyse_run, load_analysis
+    from lcm.evaluation import analyse_run
 
     for folder in args.workdirs:
-        path = analyse_run(folder, overrides, args.length)
-        print(f"wrote {path}\n\n{report.attention_summary(load_analysis(path))}\n")
+        print(f"wrote {analyse_run(folder, overrides, args.length)}")
+    print(report.attention_summary(report.read_all(args.workdirs)))
 
 
 def _report(args: argparse.Namespace, overrides: list[str]) -> None:

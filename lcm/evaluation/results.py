@@ -65,6 +65,7 @@ def load_analysis(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     result = load(path, ATTENTION)
     try:
+        int(result["about"]["step"])
         field = result["receptive_field"]["theoretical"]
         if "by_head" in field:
             field["by_head"] = [[float(w) for w in layer] for layer in field["by_head"]]

@@ -27,18 +27,19 @@ def attention(runs: Sequence[Run]) -> list[Section]:
     results = by_name(runs)
     if not results:
         return []
-    tables = [fields_table(results), by_length_table(results), temperatures_table(results)]
-    left_out = left_out_table(results)
     drawn = {"statistics": _entropy_picture, "positional_heads": _heads_picture}
     pictures = [draw(some) for key, draw in drawn.items() if (some := having(results, key))]
-    return [Section("Attention", _text(results), [t for t in (*tables, left_out) if t], pictures)]
+    return [Section("Attention", _text(results), _tables(results), pictures)]
 
 
-def attention_summary(result: dict[str, Any]) -> str:
-    """The tables of one analysis for a terminal."""
-    results = {result["about"]["run"]: result}
-    tables = (fields_table(results), by_length_table(results), temperatures_table(results))
-    return "\n\n".join(to_text(table) for table in (*tables, left_out_table(results)) if table)
+def attention_summary(runs: Sequence[Run]) -> str:
+    """The tables for a terminal, of all that `lcm analyse` wrote for the newest steps."""
+    return "\n\n".join(map(to_text, _tables(by_name(runs))))
+
+
+def _tables(results: Results) -> list[Table]:
+    makers = (fields_table, by_length_table, temperatures_table, left_out_table)
+    return [table for table in (make(results) for make in makers) if table]
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:

@@ -103,7 +103,7 @@ def _heat_map(ax: "Axes", score: np.ndarray) -> Any:
 
 
 def _grid(count: int) -> tuple[int, int]:
-    columns = min(count, COLUMNS)
+    columns = 2 if count == 4 else min(count, COLUMNS)
     return -(-count // columns), columns
 
 

@@ -138,7 +138,7 @@ def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def _newest_attention(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The results of the latest step, plain first, then its variants by name."""
     found, notes = [], []
-    for path in sorted(folder.glob(ATTENTION_FILES)):
+    for path in sorted(folder.glob(ATTENTION_FILES), key=lambda path: path.stem):
         try:
             found.append(load_analysis(path))
         except EvaluationError as error:

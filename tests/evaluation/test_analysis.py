@@ -47,13 +47,12 @@ def rope(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alibi(tmp_path_factory):
-    """Kinds of layers: one with a window of 3, one without."""
-    kinds = ["attention,local", "{}"]
+def biased(tmp_path_factory):
+    """T5 biases in two kinds of layers, the second with a window of 3."""
     return write_run(
-        tmp_path_factory.mktemp("runs") / "alibi",
-        "model.positions=alibi",
-        f"model.pattern={kinds[0]}",
+        tmp_path_factory.mktemp("runs") / "biased",
+        "model.positions=t5",
+        "model.pattern=attention,local",
         "model.kinds.local.mixer=attention",
         "model.kinds.local.window=3",
     )
@@ -104,58 +103,54 @@ def test_values_are_those_of_the_functions_on_the_same_rows(rope):
     )
 
 
-def test_overrides_are_in_the_name_and_the_file_is_written_anew(rope):
-    plain = evaluation.analyse_run(rope, [], LENGTH)
-    plain.write_text("{}")
-    assert evaluation.analyse_run(rope, [], LENGTH) == plain
-    assert evaluation.load_analysis(plain)["about"]["overrides"] == []
-    other = evaluation.analyse_run(rope, ["model.positions=linear", "eval.tokens=9"], LENGTH)
+def test_overrides_are_in_the_name_and_the_file_is_written_anew(rope, monkeypatch):
+    def found(model, length, *, overrides, title):
+        positions = model.cfg.model.positions.name
+        return {"kind": "attention", "schema": 1, "positions": positions, "length": length}
+
+    monkeypatch.setattr(analysis, "analyse_model", found)
+    plain = evaluation.analyse_run(rope, [], 20)
+    plain.write_text("{")
+    assert evaluation.analyse_run(rope, [], 24) == plain
+    assert json.loads(plain.read_text())["length"] == 24
+    other = evaluation.analyse_run(rope, ["model.positions=linear", "eval.tokens=9"], 20)
     assert other.name == "attention-step-0-model.positions=linear.json"
-    found = evaluation.load_analysis(other)
-    assert found["about"]["overrides"] == ["model.positions=linear"]
-    assert len(found["statistics"]) == 1
-    assert "the length is the trained one" in found["aligned_temperature"]["left_out"]
+    assert json.loads(other.read_text())["positions"] == "linear"
+    plain.unlink(), other.unlink()
 
 
-def test_a_bias_has_fields_and_a_window_bounds_them(alibi):
-    found = evaluation.load_analysis(evaluation.analyse_run(alibi, [], LENGTH))
-    field = np.array(found["receptive_field"]["theoretical"]["by_head"])
-    slopes = np.array([2**-4, 2**-8])
-    np.testing.assert_array_equal(field[0], np.ceil(np.log(100) / slopes + 1e-9))
-    np.testing.assert_array_equal(field[1], [3, 3])
-    assert "ALiBi does not rotate" in found["positional_heads"]["left_out"]
-
-
-def test_infinite_fields_are_valid_json_and_infinite_again(alibi):
-    path = evaluation.analyse_run(alibi, ["model.positions=t5"], LENGTH)
+def test_biases_have_fields_that_a_window_bounds_and_infinite_ones_come_back(biased):
+    path = evaluation.analyse_run(biased, [], LENGTH)
     raw = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert raw["receptive_field"]["theoretical"]["by_head"][0] == ["inf", "inf"]
-    field = evaluation.load_analysis(path)["receptive_field"]["theoretical"]["by_head"]
-    assert field[0] == [np.inf, np.inf] and field[1] == [3, 3]
+    found = evaluation.load_analysis(path)
+    field = found["receptive_field"]["theoretical"]["by_head"]
+    assert field == [[np.inf, np.inf], [3, 3]]
+    assert "T5 does not rotate" in found["positional_heads"]["left_out"]
+    assert len(found["statistics"]) == 1
+    assert "the length is the trained one" in found["aligned_temperature"]["left_out"]
+    alibi = analysis.changed(evaluation.load(biased), ["model.positions=alibi"])
+    field = analysis._theoretical(alibi.cfg, alibi.params)["by_head"]
+    np.testing.assert_array_equal(field[0], np.ceil(np.log(100) * np.array([2**4, 2**8])))
+
+
+def test_what_an_encoding_does_not_have_is_left_out_with_the_reason(rope):
+    cope = analysis.changed(evaluation.load(rope), ["model.positions=cope"])
+    found = evaluation.analyse_model(cope, 32)
+    assert "CoPE reads scores or chooses keys" in found["statistics"]["left_out"]
+    assert "CoPE does not rotate" in found["positional_heads"]["left_out"]
+    assert "CoPE reads scores" in found["aligned_temperature"]["left_out"]
+    assert "CoPE reads scores" in found["receptive_field"]["theoretical"]["left_out"]
+    assert 1 <= found["receptive_field"]["empirical"]["tokens"] <= LENGTH
 
 
 @pytest.mark.parametrize(
-    ("positions", "empty", "reason"),
-    [
-        ("cope", {"statistics", "positional_heads", "theoretical", "temperature"}, "CoPE"),
-        ("aligned+rope", {"theoretical"}, "RoPE adds no bias"),
-        ("self_extend", {"theoretical", "positional_heads"}, "SelfExtend"),
-        ("head_scale+nope", {"theoretical", "positional_heads"}, "NoPE"),
-    ],
+    "overrides", [["model.positions=aligned+rope"], ["model.score_cap=5.0"]], ids=["aligned", "cap"]
 )
-def test_what_an_encoding_does_not_have_is_left_out(positions, empty, reason, rope, monkeypatch):
-    """The others are found, chains that learn among them; the search itself is another test's."""
-    monkeypatch.setattr(analysis.attention, "HALVINGS", 1)
-    fields = ["model.positions.window=4"] if positions == "self_extend" else []
-    model = analysis.changed(
-        evaluation.load(rope), [f"model.positions={positions}", "model.depth=2", *fields]
-    )
-    found = evaluation.analyse_model(model, LENGTH * 2)
-    parts = {**found, **found["receptive_field"], "temperature": found["aligned_temperature"]}
-    named = {"statistics", "positional_heads", "theoretical", "empirical", "temperature"}
-    reasons = {k: parts[k]["left_out"] for k in named if "left_out" in parts[k]}
-    assert reasons.keys() == empty
-    assert all(reason in why for why in reasons.values())
+def test_what_changes_scores_without_adding_is_no_bias(overrides, rope):
+    model = analysis.changed(evaluation.load(rope), overrides)
+    with pytest.raises(ConfigError, match="RoPE adds no bias"):
+        analysis._theoretical(model.cfg, model.params)
 
 
 def test_heads_that_see_nothing_far_have_no_score(rope):
@@ -242,7 +237,8 @@ def test_keys_beyond_the_field_change_little(name, eps):
     rng = np.random.default_rng(0)
     for head, w in zip(weights, field.astype(int), strict=True):
         count = 4 * w
-        for v in (rng.choice([-1.0, 1.0], (count, 64)), np.sign(np.arange(count)[:, None] - w + 0.5)):
+        turned = np.sign(np.arange(count)[:, None] - w + 0.5)
+        for v in (rng.choice([-1.0, 1.0], (count, 64)), turned):
             whole, near = head[:count], head[:w]
             out, truncated = whole @ v / whole.sum(), near @ v[:w] / near.sum()
             assert abs(out - truncated).max() <= 2 * eps
