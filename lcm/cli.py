@@ -1,4 +1,4 @@
-"""The command line: `lcm train | evaluate | report | reproduce`.
+"""The command line: `lcm train | evaluate | analyse | report | reproduce`.
 
 Heavy imports wait until a command needs them, so that `lcm --help` answers at once.
 """
@@ -65,6 +65,15 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     print(report.summary(report.read_all(args.workdirs)))
 
 
+def _analyse(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import report
+    from lcm.evaluation import analyse_run
+
+    for folder in args.workdirs:
+        print(f"wrote {analyse_run(folder, overrides, args.length)}")
+    print(report.attention_summary(report.read_all(args.workdirs)))
+
+
 def _report(args: argparse.Namespace, overrides: list[str]) -> None:
     from lcm import report
 
@@ -111,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
     evaluate.set_defaults(run=_evaluate)
 
+    analyse = commands.add_parser("analyse", help="look at the attention of trained runs")
+    analyse.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
+    analyse.add_argument(
+        "--length", type=int, default=0, help="beside the trained one (4 times as much)"
+    )
+    analyse.set_defaults(run=_analyse)
+
     report = commands.add_parser("report", help="compare runs in one HTML page")
     report.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
     report.add_argument("--out", type=_folder, help="page or folder (the first WORKDIR)")
@@ -121,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--workdir", type=_folder, help="where it works (runs/NAME)")
     again.add_argument("--scale", default="cpu", help="cpu (default) or tiny, a smoke test")
     again.set_defaults(run=_reproduce)
-    for command in (train, evaluate):
+    for command in (train, evaluate, analyse):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser
 

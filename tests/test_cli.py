@@ -245,6 +245,8 @@ def test_workdir_that_cannot_be_one(refused, tmp_path):
         (["train"], ["needs --config"]),
         (["evaluate"], ["WORKDIR", "lcm evaluate --help"]),
         (["evaluate", "gone"], ["gone holds no readable config.json", "lcm train"]),
+        (["analyse"], ["WORKDIR", "lcm analyse --help"]),
+        (["analyse", "gone"], ["gone holds no readable config.json", "lcm train"]),
         (["report"], ["WORKDIR", "lcm report --help"]),
         (["report", "gone"], ["gone does not exist"]),
         (["report", "gone", "--config.seed=1"], ["lcm report takes no --config.KEY=VALUE"]),
@@ -341,7 +343,7 @@ def test_help_shows_the_config_and_its_overrides(lcm):
 def test_no_command_shows_the_help(lcm):
     code, out, _ = lcm()
     assert code == 2
-    assert all(name in out for name in ("train", "evaluate", "report", "reproduce"))
+    assert all(name in out for name in ("train", "evaluate", "analyse", "report", "reproduce"))
 
 
 def python_m_lcm(*words: object, **environment: str) -> subprocess.CompletedProcess:

@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from lcm.evaluation.documents import Document, EvaluationError
-from lcm.evaluation.results import loss_differences, save
+from lcm.evaluation.results import load_analysis, loss_differences, save
 
 _LATER = {
     "evaluate": "perplexity",
@@ -18,9 +18,12 @@ _LATER = {
     "heldout": "model",
     "load": "model",
     "scorer": "model",
+    "analyse_model": "analysis",
+    "analyse_run": "analysis",
     "align_temperature": "attention",
     "gaussian_temperature": "attention",
     "statistic_by_position": "attention",
+    "statistics_by_position": "attention",
     "bias_weights": "receptive_field",
     "empirical_receptive_field": "receptive_field",
     "theoretical_receptive_field": "receptive_field",
@@ -29,7 +32,7 @@ _LATER = {
     "without_heads": "heads",
 }
 
-__all__ = ["Document", "EvaluationError", "loss_differences", "save", *_LATER]
+__all__ = ["Document", "EvaluationError", "load_analysis", "loss_differences", "save", *_LATER]
 
 
 def __getattr__(name: str) -> Any:

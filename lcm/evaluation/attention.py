@@ -59,6 +59,11 @@ def statistic_by_position(cfg: Any, params: Any, tokens_BL: Tokens, name: str) -
     return np.asarray(models.probe(cfg, params, tokens_BL, _BY_POSITION[_known(name)]))
 
 
+def statistics_by_position(cfg: Any, params: Any, tokens_BL: Tokens) -> dict[str, np.ndarray]:
+    """All of `STATISTICS` by layer and position, from one pass of the model."""
+    return jax.tree.map(np.asarray, models.probe(cfg, params, tokens_BL, _all_by_position))
+
+
 def align_temperature(
     cfg: Any, params: Any, short_BL: Tokens, long_BL: Tokens, statistic: str = "entropy"
 ) -> float:
@@ -129,3 +134,7 @@ _MEANS = {name: functools.partial(_mean, of=of, axes=None) for name, of in STATI
 _BY_POSITION = {
     name: functools.partial(_mean, of=of, axes=(0, 1)) for name, of in STATISTICS.items()
 }
+
+
+def _all_by_position(parts: tuple[Part, ...], context: Context) -> dict[str, Array]:
+    return {name: of(parts, context) for name, of in _BY_POSITION.items()}

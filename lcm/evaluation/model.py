@@ -131,15 +131,29 @@ def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> p
     Raises:
         UserError: if the run cannot be read, or cannot be evaluated so.
     """
-    model = load(folder)
-    if overrides:
-        cfg = config.override(model.cfg, overrides)
-        config.check_keys(cfg)
-        adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
-        model = model._replace(cfg=cfg, params=adopted)
-    variant = "".join(f"-{_safe(o)}" for o in overrides if not o.startswith("eval."))
+    model = changed(load(folder), overrides)
     result = evaluate_model(model, title=f"evaluate {pathlib.Path(folder).name}")
-    return save(result, pathlib.Path(folder) / "eval" / f"step-{model.step}{variant}.json")
+    name = f"step-{model.step}{variant(overrides)}.json"
+    return save(result, pathlib.Path(folder) / "eval" / name)
+
+
+def changed(model: Model, overrides: Sequence[str]) -> Model:
+    """The model under overrides of its config, with what new encodings learn as it begins.
+
+    Raises:
+        ConfigError: for an unknown key, or a value that cannot be.
+    """
+    if not overrides:
+        return model
+    cfg = config.override(model.cfg, overrides)
+    config.check_keys(cfg)
+    adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
+    return model._replace(cfg=cfg, params=adopted)
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """What a result's file name says of overrides; those of `eval` change no model."""
+    return "".join(f"-{_safe(o)}" for o in overrides if not o.startswith("eval."))
 
 
 def _safe(assignment: str) -> str:

@@ -15,6 +15,7 @@ from lcm.ops.attention import Part
 from lcm.ops.losses import cross_entropy
 from lcm.positions import Chain, PositionEncoding
 from lcm.positions.base import Dims, Params
+from lcm.positions.chain import joined
 from lcm.types import Array, Batch, Context
 
 DISTANCES = 1 << 20  # that are summed
@@ -34,15 +35,24 @@ def bias_weights(
     zeros = jnp.zeros((1, 1, heads, 2))
     where = lambda n: Context(*(jnp.full((1, 1), x, jnp.int32) for x in (n, 1, -1)))  # noqa: E731
     parts = encoding.parts(params, zeros, zeros, where(1), where(0))
+    check_bias(type(encoding).__name__, parts)
+    return np.exp(np.asarray(bias(parts, heads, distances), np.float64))
+
+
+def check_bias(name: str, parts: tuple[Part, ...]) -> None:
+    """Refuses an encoding without a bias of its own. Raises ConfigError."""
     if len(parts) != 1 or parts[0].score_mod is None:
         raise ConfigError(
-            f"{type(encoding).__name__} adds no bias to scores, so it has no theoretical receptive "
+            f"{name} adds no bias to scores, so it has no theoretical receptive "
             "field: measure the empirical one"
         )
+
+
+def bias(parts: tuple[Part, ...], heads: int, distances: int) -> Array:
+    """r_h(n) that the only part adds to a score of 0, for the last of so many tokens, `[H, N]`."""
     head = jnp.arange(heads)[:, None]
     last, k_pos = jnp.asarray(distances - 1), distances - 1 - jnp.arange(distances)
-    bias = parts[0].score_mod(jnp.zeros((heads, distances)), last, k_pos, head)
-    return np.exp(np.asarray(bias, np.float64))
+    return parts[0].score_mod(jnp.zeros((heads, distances)), last, k_pos, head)
 
 
 def theoretical_receptive_field(weights_HN: np.ndarray, eps: float) -> np.ndarray:
@@ -85,11 +95,13 @@ def empirical_receptive_field(cfg: Any, params: Any, batch: Batch, eps: float) -
 
 @jax.jit(static_argnums=0)
 def _loss(spec: ModelSpec, params: Any, batch: Batch, window: Array) -> Array:
-    shared, layers = dict(params.get("positions", {})), {}
+    shared = {name: joined({}, each) for name, each in params.get("positions", {}).items()}
+    layers = {}
     for i in range(len(spec.layers)):
         kind = params["layers"][str(i)]
         mixer = kind["mixer"]
-        own = {**mixer.get("positions", {}), "first": {"window": jnp.full(spec.count(i), window)}}
+        windows = {"window": jnp.full(spec.count(i), window)}
+        own = joined(windows, mixer.get("positions", {}))
         layers[str(i)] = {**kind, "mixer": {**mixer, "positions": own}}
     params = {**params, "positions": shared, "layers": layers}
     logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)

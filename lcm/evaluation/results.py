@@ -14,6 +14,7 @@ from lcm.evaluation.documents import EvaluationError
 
 SCHEMA = 1
 KIND = "loss by length"
+ATTENTION = "attention"  # the kind of what `lcm analyse` writes
 
 
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -38,7 +39,7 @@ def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load(path: str | os.PathLike[str], kind: str = KIND) -> dict[str, Any]:
     """Read a result written by `save`. Raises EvaluationError for anything else."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -48,12 +49,30 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} is not JSON ({error}): delete it and evaluate again"
         ) from error
-    if not isinstance(result, dict) or result.get("kind") != KIND:
-        raise EvaluationError(f"{path} is not an evaluation of {KIND}")
+    if not isinstance(result, dict) or result.get("kind") != kind:
+        raise EvaluationError(f"{path} is not an evaluation of {kind}")
     if result.get("schema") != SCHEMA:
         raise EvaluationError(
             f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}: evaluate again"
         )
+    return result
+
+
+def load_analysis(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `lcm analyse` wrote; infinite receptive fields, "inf" in JSON, are floats again.
+
+    Raises EvaluationError for anything else.
+    """
+    result = load(path, ATTENTION)
+    try:
+        int(result["about"]["step"])
+        field = result["receptive_field"]["theoretical"]
+        if "by_head" in field:
+            field["by_head"] = [[float(w) for w in layer] for layer in field["by_head"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{path} is damaged ({error}): delete it and run lcm analyse again"
+        ) from error
     return result
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lcm.errors import ConfigError
 from lcm.models import decoder
 from lcm.models.spec import ModelSpec
 from lcm.ops.attention import Part
+from lcm.positions import Chain, PositionEncoding
 from lcm.types import Context, Tokens
 
 Measure = Callable[[tuple[Part, ...], Context], Any]
@@ -23,8 +25,11 @@ def probe(
     such as sums of dense scores, decides the memory.
 
     Raises:
+        ConfigError: if an encoding's attention is not that of its parts.
         ValueError: if a layer has a mixer without parts of attention.
     """
+    for layer in spec.layers:
+        _check_parts(layer.positions)
     shared = decoder.prepared(spec, params.get("positions", {}))
     x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
     found = []
@@ -39,3 +44,13 @@ def probe(
         found.append(measure(block.apply(own, x_BLD, context, of_kind, method="parts"), context))
         x_BLD, _ = block.apply(own, x_BLD, context, None, of_kind)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+
+def _check_parts(encoding: PositionEncoding) -> None:
+    if isinstance(encoding, Chain):
+        _check_parts(encoding.second)
+    elif type(encoding).attend is not PositionEncoding.attend:
+        raise ConfigError(
+            f"{type(encoding).__name__} reads scores or chooses keys as it attends, so there "
+            "are no parts of attention to look at: take another encoding, or measure by the loss"
+        )

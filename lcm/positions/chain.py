@@ -53,19 +53,22 @@ class Chain(PositionEncoding):
 
     def init(self, key: jax.Array, dims: Dims) -> Params:
         one, two = jax.random.split(key)
-        return _both(self.first.init(one, dims), self.second.init(two, dims))
+        return joined(self.first.init(one, dims), self.second.init(two, dims))
 
     def init_layer(self, key: jax.Array, dims: Dims) -> Params:
         one, two = jax.random.split(key)
-        return _both(self.first.init_layer(one, dims), self.second.init_layer(two, dims))
+        return joined(self.first.init_layer(one, dims), self.second.init_layer(two, dims))
 
     def adopt(self, params: Params, trained: Params) -> Params:
         first = self.first.adopt(params.get("first", {}), trained.get("first", {}))
-        return _both(first, self.second.adopt(_of_second(params), _of_second(trained)))
+        # A model trained with a chain that now has one more in front has no chain inside of one.
+        grown = isinstance(self.second, Chain) and "second" not in trained
+        second = trained if grown else _of_second(trained)
+        return joined(first, self.second.adopt(_of_second(params), second))
 
     def project(self, params: Params) -> Params:
         first = self.first.project(params.get("first", {}))
-        return _both(first, self.second.project(_of_second(params)))
+        return joined(first, self.second.project(_of_second(params)))
 
     def embed(self, params: Params, x_BLD: Hidden, context: Context) -> Hidden:
         x_BLD = self.first.embed(params.get("first", {}), x_BLD, context)
@@ -119,10 +122,16 @@ class Chain(PositionEncoding):
         )
 
 
-def _both(first: Params, second: Params) -> Params:
-    """The parameters of `second` as they are, those of `first` under their own name."""
+def joined(first: Params, second: Params) -> Params:
+    """The parameters of `second` as they are, those of `first` under their own name.
+
+    Those of a chain inside of a chain, which has a `first` too, are kept apart as `second`.
+    """
+    second = {"second": second} if {"first", "second"} & second.keys() else second
     return {"first": first, **second} if first else second
 
 
 def _of_second(params: Params) -> Params:
-    return {name: value for name, value in params.items() if name != "first"}
+    """What `joined` had of the second, of shared parameters, those of a layer, or both."""
+    plain = {name: value for name, value in params.items() if name not in ("first", "second")}
+    return {**plain, **params.get("second", {})}

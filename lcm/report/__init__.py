@@ -1,6 +1,7 @@
 """Reports: text tables and one HTML page over the workdirs of runs."""
 
 from lcm.report.accuracy import accuracy, accuracy_picture
+from lcm.report.attention import attention_summary
 from lcm.report.page import publish, write
 from lcm.report.runs import ReportError, read_all
 from lcm.report.sections import (
@@ -19,6 +20,7 @@ __all__ = [
     "Section",
     "accuracy",
     "accuracy_picture",
+    "attention_summary",
     "provenance",
     "publish",
     "published_beside_measured",

@@ -46,16 +46,16 @@ def png(figure: "Figure", dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
+def panels(rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]":
     """An empty figure with light axes: no box, a horizontal grid."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8.4, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(GREY)
@@ -65,7 +65,12 @@ def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     return figure, list(axes)
 
 
-def _legend(figure: "Figure", ax: "Axes") -> None:
+def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
+    """One row of light axes."""
+    return panels(1, columns, 4.6)
+
+
+def legend(figure: "Figure", ax: "Axes") -> None:
     """One legend above all axes, in as many rows as its names need."""
     handles, labels = ax.get_legend_handles_labels()
     widest = max(map(len, labels), default=1)
@@ -97,10 +102,10 @@ def _train_lengths(runs: Sequence[Run]) -> list[int]:
 def _mark_train_lengths(ax: "Axes", runs: Sequence[Run]) -> None:
     """A dashed line at each training length, named above the axes where no curve runs."""
     for length in _train_lengths(runs):
-        _mark_length(ax, length, f"trained on {length:,}")
+        mark_length(ax, length, f"trained on {length:,}")
 
 
-def _mark_length(ax: "Axes", length: int, text: str) -> None:
+def mark_length(ax: "Axes", length: int, text: str) -> None:
     ax.axvline(length, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.annotate(
         text,
@@ -134,7 +139,7 @@ def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, ticks, [f"{tick:,}" for tick in ticks])
     ax.set_xlabel("position in the window (tokens, the first is 1; log scale)")
     ax.set_ylabel(f"loss ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -153,7 +158,7 @@ def length_curve(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, sorted(texts), [texts[length] for length in sorted(texts)])
     ax.set_xlabel("window length (tokens; multiples of the training length; log scale)")
     ax.set_ylabel(f"mean loss ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -170,7 +175,7 @@ def context_curve(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, sorted(contexts), [f"{context:,}" for context in sorted(contexts)])
     ax.set_xlabel("tokens of context before the scored ones (log scale)")
     ax.set_ylabel(f"mean loss of the same tokens ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -218,12 +223,12 @@ def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: i
             label=label(name),
             **style(index),
         )
-    _mark_length(ax, trained_to, f"trained to {trained_to:,}")
+    mark_length(ax, trained_to, f"trained to {trained_to:,}")
     ax.set_xticks(lengths if len(lengths) <= 24 else lengths[:: -(-len(lengths) // 24)])
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel("length")
     ax.set_ylabel("exact match")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -232,10 +237,10 @@ def curves_by_position(curves: Mapping[str, np.ndarray], trained_to: int, ylabel
     figure, (ax,) = _figure()
     for index, (name, values) in enumerate(curves.items()):
         ax.plot(np.arange(len(values)), values, linewidth=1.6, label=label(name), **style(index))
-    _mark_length(ax, trained_to, f"trained to {trained_to:,}")
+    mark_length(ax, trained_to, f"trained to {trained_to:,}")
     ax.set_xlabel("position")
     ax.set_ylabel(ylabel)
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -263,7 +268,7 @@ def training_curves(runs: Sequence[Run]) -> "Figure":
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -280,7 +285,7 @@ def training_positions(runs: Sequence[Run]) -> "Figure":
             )
     ax.set_xlabel("position in the training row (% of its bins)")
     ax.set_ylabel("training loss (nats per token)")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 

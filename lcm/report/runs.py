@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from lcm.errors import UserError
 from lcm.evaluation.documents import EvaluationError
-from lcm.evaluation.results import load
+from lcm.evaluation.results import load, load_analysis
+
+ATTENTION_FILES = "attention-*.json"
 
 
 class ReportError(UserError):
@@ -16,7 +18,10 @@ class ReportError(UserError):
 
 
 class Run(NamedTuple):
-    """One workdir, as far as it could be read; `notes` says what could not."""
+    """One workdir, as far as it could be read; `notes` says what could not.
+
+    attention: what `lcm analyse` found at the newest step it was run on, a result per variant.
+    """
 
     name: str
     path: Path
@@ -24,6 +29,7 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]  # one per step, in order of steps
     evaluation: dict[str, Any] | None
     notes: list[str]
+    attention: list[dict[str, Any]]
 
     def about(self, key: str) -> Any:
         """What the evaluation was told of the run (parameters, tokenizer, ...), or None."""
@@ -53,13 +59,14 @@ def read(path: Path, name: str) -> Run:
     config, config_notes = _config(path / "config.json")
     metrics, metric_notes = _metrics(path / "metrics.jsonl")
     evaluation, evaluation_notes = _newest_evaluation(path / "eval")
-    notes = [*config_notes, *metric_notes, *evaluation_notes]
-    if not metrics and evaluation is None:
+    attention, attention_notes = _newest_attention(path / "eval")
+    notes = [*config_notes, *metric_notes, *evaluation_notes, *attention_notes]
+    if not metrics and evaluation is None and not attention:
         raise ReportError(
             f"workdir {path} holds neither metrics nor evaluations: train or evaluate there first"
             + "".join(f" ({note})" for note in notes)
         )
-    return Run(name, path, config, metrics, evaluation, notes)
+    return Run(name, path, config, metrics, evaluation, notes, attention)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +121,7 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The evaluation of the latest step, or of the last name where steps are not told."""
     found, notes = [], []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(set(folder.glob("*.json")) - set(folder.glob(ATTENTION_FILES))):
         try:
             result = load(path)
             found.append((result["about"].get("step") or 0, path.name, result))
@@ -126,3 +133,20 @@ def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if older:
         notes.append(f"shown is eval/{name}; {len(older)} earlier evaluations are not")
     return result, notes
+
+
+def _newest_attention(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results of the latest step, plain first, then its variants by name."""
+    found, notes = [], []
+    for path in sorted(folder.glob(ATTENTION_FILES), key=lambda path: path.stem):
+        try:
+            found.append(load_analysis(path))
+        except EvaluationError as error:
+            notes.append(str(error))
+    newest = max((_step(result) for result in found), default=None)
+    shown = [result for result in found if _step(result) == newest]
+    return shown, notes
+
+
+def _step(result: dict[str, Any]) -> int:
+    return result["about"]["step"]

@@ -167,3 +167,22 @@ def test_entropy_by_position_of_a_model(tiny):
     assert found.shape == (3, LENGTH) and np.all(found[:, 0] == 0)
     assert np.all(found <= np.log(np.arange(1, LENGTH + 1)) + 1e-5)
     assert receptive_field.DISTANCES >= 1 << 20
+
+
+@pytest.mark.parametrize("name", ["head_scale+nope", "countdown+rope", "aligned+alibi"])
+def test_chains_that_learn_have_an_empirical_field(name, tiny):
+    """Their parameters stay theirs below the window that a test adds."""
+    cfg = tiny(f"model.positions={name}", "model.window=6", "model.depth=1")
+    params = models.init(cfg, jax.random.key(0))
+    params["layers"]["0"]["mixer"]["v"] *= 20.0
+    row = jax.random.randint(jax.random.key(1), (4, LENGTH + 1), 0, 256)
+    where = models.default_context((4, LENGTH))
+    batch = Batch(row[:, :-1], row[:, 1:], where, jnp.ones((4, LENGTH)))
+    assert evaluation.empirical_receptive_field(cfg, params, batch, 1e-3) == 6
+
+
+def test_statistics_of_attention_that_is_not_its_parts_are_refused(tiny):
+    cfg = tiny("model.positions=log_n+cope")
+    params = models.init(cfg, jax.random.key(0))
+    with pytest.raises(ConfigError, match="CoPE reads scores or chooses keys"):
+        evaluation.statistic_by_position(cfg, params, jnp.zeros((1, 8), jnp.int32), "entropy")

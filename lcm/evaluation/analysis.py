@@ -1,0 +1,263 @@
+"""A trained run's attention looked at, at the trained length and past it, as one JSON file.
+
+What an encoding does not have, such as a bias, is left out with the reason in its place.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lcm import config, models
+from lcm.errors import ConfigError
+from lcm.evaluation import attention, heads, receptive_field
+from lcm.evaluation.documents import Document, EvaluationError
+from lcm.evaluation.model import Model, changed, heldout, load, scorer, variant
+from lcm.evaluation.results import ATTENTION, SCHEMA, save
+from lcm.models import ModelSpec
+from lcm.ops.attention import Part
+from lcm.positions import Chain, PositionEncoding
+from lcm.progress import Report, progress
+from lcm.types import Array, Batch, Context
+
+MULTIPLE = 4  # of the trained length, where no other length is asked for
+ROWS = 8  # of the longer length, at the most
+SCORES = 1 << 27  # of one layer that are in memory at once where there is a choice
+MOST = 1 << 30  # of one row, with which nothing is begun
+EPS = 0.01  # of the sum of weights, and of the perplexity
+DISTANCES = 1 << 18  # summed for a theoretical field, in every layer and head
+
+
+def analyse_run(
+    folder: str | pathlib.Path, overrides: Sequence[str] = (), length: int = 0
+) -> pathlib.Path:
+    """Analyses a workdir's newest checkpoint and writes `eval/attention-step-N.json` there.
+
+    As with `evaluate_run`, overrides are in the file's name, and a file of that name is replaced.
+
+    Raises:
+        UserError: if the run cannot be read, or cannot be analysed so.
+    """
+    model = changed(load(folder), overrides)
+    title = f"analyse {pathlib.Path(folder).name}"
+    result = analyse_model(model, length, overrides=overrides, title=title)
+    name = f"attention-step-{model.step}{variant(overrides)}.json"
+    return save(result, pathlib.Path(folder) / "eval" / name)
+
+
+def analyse_model(
+    model: Model, length: int = 0, *, overrides: Sequence[str] = (), title: str = "analyse"
+) -> dict[str, Any]:
+    """Statistics, positional heads, receptive fields and aligned temperatures, as plain JSON.
+
+    length: that is compared with the trained one; 0 takes four times as much. The rows of the
+    trained length are those of the longer one, cut, so that both hold the same text.
+
+    Raises:
+        UserError: if a length does not fit the model or memory, or no document reaches it.
+    """
+    cfg, params = model.cfg, model.params
+    config.check_keys(cfg)
+    models.check_params(cfg, params)
+    trained = cfg.data.length
+    length = length or MULTIPLE * trained
+    rows = _checked(models.spec(cfg), trained, length)
+    long = text_rows(heldout(cfg, model.tokenizer), length, rows, cfg.seed)
+    short = cut(long, trained)
+    both = {trained: short, length: long}
+    steps: dict[str, Callable[[], Any]] = {
+        "statistics": lambda: [_statistics(cfg, params, n, both[n]) for n in both],
+        "positional_heads": lambda: [_heads(cfg, params, n, both[n]) for n in both],
+        "theoretical": lambda: _theoretical(cfg, params),
+        "empirical": lambda: _empirical(cfg, params, short),
+        "aligned_temperature": lambda: _temperatures(cfg, params, short, long),
+    }
+    with progress(title) as report:
+        found = _all(steps, long.tokens_BL.size, report)
+    return {
+        "schema": SCHEMA,
+        "kind": ATTENTION,
+        "about": {
+            "run": cfg.name,
+            "step": model.step,
+            "parameters": models.parameter_count(cfg),
+            "tokenizer": cfg.data.tokenizer,
+            "positions": cfg.model.positions.name,
+            "overrides": [o for o in overrides if not o.startswith("eval.")],
+        },
+        "settings": {
+            "train_length": trained,
+            "length": length,
+            "rows": len(long.tokens_BL),
+            "seed": cfg.seed,
+        },
+        "statistics": found["statistics"],
+        "positional_heads": found["positional_heads"],
+        "receptive_field": {k: found[k] for k in ("theoretical", "empirical")},
+        "aligned_temperature": found["aligned_temperature"],
+    }
+
+
+def _all(steps: dict[str, Callable[[], Any]], tokens: int, report: Report) -> dict[str, Any]:
+    """Each result, or the reason why there is none. Each step reads all tokens at least once."""
+    found = {}
+    for n, (name, step) in enumerate(steps.items()):
+        report(n * tokens, len(steps) * tokens, name.replace("_", " "))
+        try:
+            found[name] = step()
+        except ConfigError as error:  # lengths and parameters were checked, so it is the encoding
+            found[name] = {"left_out": str(error)}
+    report(len(steps) * tokens, len(steps) * tokens)
+    return found
+
+
+def _checked(spec: ModelSpec, trained: int, length: int) -> int:
+    """How many rows of a length to look at. Raises ConfigError if it cannot be looked at."""
+    if length < trained:
+        raise ConfigError(
+            f"--length={length} is shorter than the trained length {trained} (data.length): give "
+            f"{trained} or more, or leave it out for {MULTIPLE * trained}"
+        )
+    models.check_backend(spec)
+    models.check_limit(spec, length)
+    scores = max(layer.heads for layer in spec.layers) * length**2
+    if scores > MOST:
+        most = max(trained, math.isqrt(MOST * length**2 // scores))
+        raise ConfigError(
+            f"--length={length} has {scores:,} scores in a layer and row, {scores >> 28} GiB: "
+            f"statistics need all of them at once, up to {MOST:,}; give --length={most} or less"
+        )
+    return max(1, min(ROWS, SCORES // scores))
+
+
+def text_rows(documents: Sequence[Document], length: int, count: int, seed: int) -> Batch:
+    """Up to `count` rows of held-out text: the first windows of documents, then the second ones.
+
+    Raises:
+        EvaluationError: naming the longest document, if none reaches the length.
+    """
+    order = np.random.default_rng(seed).permutation(len(documents))
+    windows = [(n, d) for d in order for n in range(len(documents[d].tokens_N) // length)]
+    if not windows:
+        longest = max(documents, key=lambda document: len(document.tokens_N))
+        raise EvaluationError(
+            f"no held-out document reaches --length={length} tokens: the longest, "
+            f"{longest.name!r}, has {len(longest.tokens_N)}; give --length of that or less"
+        )
+    chosen = sorted(windows, key=lambda window: window[0])[:count]
+    at = [(documents[d], slice(n * length, (n + 1) * length)) for n, d in chosen]
+    return _batch(
+        np.stack([document.tokens_N[where] for document, where in at]),
+        np.stack([document.targets_N[where] for document, where in at]),
+    )
+
+
+def cut(batch: Batch, length: int) -> Batch:
+    """The same rows as shorter ones that begin at position 0; a rest is left out."""
+    whole = batch.tokens_BL.shape[1] // length * length
+    return _batch(*(x[:, :whole].reshape(-1, length) for x in (batch.tokens_BL, batch.targets_BL)))
+
+
+def _batch(tokens_BL: np.ndarray, targets_BL: np.ndarray) -> Batch:
+    where = models.default_context(tokens_BL.shape)
+    return Batch(tokens_BL, targets_BL, where, np.ones(tokens_BL.shape, np.float32))
+
+
+def _statistics(cfg: Any, params: Any, length: int, batch: Batch) -> dict[str, Any]:
+    """Entropy and largest probability by layer and position."""
+    found = attention.statistics_by_position(cfg, params, batch.tokens_BL)
+    return {"length": length, **{name: _plain(value) for name, value in found.items()}}
+
+
+def _heads(cfg: Any, params: Any, length: int, batch: Batch) -> dict[str, Any]:
+    """Positional heads, whose far keys lie half of the length back; null for heads without any."""
+    distance = length // 2
+    if length <= distance + heads.SINKS:
+        raise ConfigError(
+            f"{length} tokens have no key {distance} back past the first {heads.SINKS}: give a "
+            f"length of {2 * heads.SINKS + 1} or more"
+        )
+    _one_count_of_heads(models.spec(cfg))
+    found = heads.positional_heads(cfg, params, batch.tokens_BL, distance)
+    some = np.isfinite(found.allocation)
+    score = np.where(some, found.score, np.nan)
+    return {
+        "length": length,
+        "distance": distance,
+        "score": _plain(score),
+        "allocation": _plain(found.allocation),
+        "top": [list(head) for head in found.top() if some[head]],
+    }
+
+
+def _theoretical(cfg: Any, params: Any) -> dict[str, Any]:
+    """TRF(eps) of every layer and head, of the layer's window alone where it has one."""
+    spec = models.spec(cfg)
+    _one_count_of_heads(spec)
+    names = " and ".join(sorted({_attending(layer.positions) for layer in spec.layers}))
+    token = jnp.zeros((1, 1), jnp.int32)
+    bias_NHS = np.asarray(models.probe(cfg, params, token, _measure(names)), np.float64)
+    if not bias_NHS.any():  # a temperature or a cap changes scores too, but adds nothing to them
+        receptive_field.check_bias(names, ())
+    fields = []
+    for n, weights_HS in enumerate(np.exp(bias_NHS)):
+        window = spec.layers[n % len(spec.layers)].window
+        weights_HS[:, window or DISTANCES :] = 0
+        fields.append(receptive_field.theoretical_receptive_field(weights_HS, EPS))
+    return {"eps": EPS, "distances": DISTANCES, "by_head": _plain(np.stack(fields))}
+
+
+def _attending(encoding: PositionEncoding) -> str:
+    return _attending(encoding.second) if isinstance(encoding, Chain) else type(encoding).__name__
+
+
+def _one_count_of_heads(spec: ModelSpec) -> None:
+    counts = sorted({layer.heads for layer in spec.layers})
+    if len(counts) > 1:
+        raise ConfigError(
+            f"layers have {' and '.join(map(str, counts))} heads, a table of heads has one count "
+            "for all: look at a model whose kinds of layers have equally many"
+        )
+
+
+@functools.cache
+def _measure(names: str) -> Callable[[tuple[Part, ...], Context], Array]:
+    """A measure of biases; made once for each name, so that a probe with it is compiled once."""
+
+    def bias(parts: tuple[Part, ...], context: Context) -> Array:
+        receptive_field.check_bias(names, parts)
+        return receptive_field.bias(parts, parts[0].q_BLHK.shape[2], DISTANCES)
+
+    return bias
+
+
+def _empirical(cfg: Any, params: Any, batch: Batch) -> dict[str, Any]:
+    """ERF within 1 % of the perplexity on rows of the trained length."""
+    perplexity = float(np.exp(np.mean(scorer(cfg, params)(batch))))
+    eps = EPS * perplexity
+    window = receptive_field.empirical_receptive_field(cfg, params, batch, eps)
+    length = batch.tokens_BL.shape[1]
+    return {"length": length, "perplexity": perplexity, "eps": eps, "tokens": int(window)}
+
+
+def _temperatures(cfg: Any, params: Any, short: Batch, long: Batch) -> dict[str, float]:
+    """T by each statistic for the longer rows."""
+    if short.tokens_BL.shape == long.tokens_BL.shape:
+        raise ConfigError("the length is the trained one, for which T is 1: give a longer --length")
+    return {
+        name: attention.align_temperature(cfg, params, short.tokens_BL, long.tokens_BL, name)
+        for name in attention.STATISTICS
+    }
+
+
+def _plain(values: np.ndarray) -> Any:
+    """Nested lists for JSON to five decimals: "inf" for infinite, null for what is not there."""
+    if np.ndim(values):
+        return [_plain(value) for value in values]
+    if np.isnan(values):
+        return None
+    return "inf" if np.isinf(values) else round(float(values), 5)
