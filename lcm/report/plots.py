@@ -46,7 +46,7 @@ def png(figure: "Figure", dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     """An empty figure with light axes: no box, a horizontal grid."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,7 +65,7 @@ def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     return figure, list(axes)
 
 
-def _legend(figure: "Figure", ax: "Axes") -> None:
+def legend(figure: "Figure", ax: "Axes") -> None:
     """One legend above all axes, in as many rows as its names need."""
     handles, labels = ax.get_legend_handles_labels()
     widest = max(map(len, labels), default=1)
@@ -113,7 +113,7 @@ def _mark_train_lengths(ax: "Axes", runs: Sequence[Run]) -> None:
 
 def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
     """Loss against position in windows of the longest length, with confidence bands."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     longest = max(run.evaluation["lengths"][-1]["length"] for run in runs)
     first = FIRST_SHOWN if longest > 8 * FIRST_SHOWN else 1
     for index, run in enumerate(runs):
@@ -130,13 +130,13 @@ def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, ticks, [f"{tick:,}" for tick in ticks])
     ax.set_xlabel("position in the window (tokens, the first is 1; log scale)")
     ax.set_ylabel(f"loss ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
 def length_curve(runs: Sequence[Run], unit: str) -> "Figure":
     """Mean loss against window length, with error bars."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     texts: dict[int, str] = {}
     for index, run in enumerate(runs):
         points = run.evaluation["lengths"]
@@ -149,13 +149,13 @@ def length_curve(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, sorted(texts), [texts[length] for length in sorted(texts)])
     ax.set_xlabel("window length (tokens; multiples of the training length; log scale)")
     ax.set_ylabel(f"mean loss ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
 def context_curve(runs: Sequence[Run], unit: str) -> "Figure":
     """Loss of the same tokens against how much text was read before them."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     contexts: set[int] = set()
     for index, run in enumerate(runs):
         points = [p for p in run.evaluation["context"]["points"] if p["context"] > 0]
@@ -166,7 +166,7 @@ def context_curve(runs: Sequence[Run], unit: str) -> "Figure":
     _log2_axis(ax, sorted(contexts), [f"{context:,}" for context in sorted(contexts)])
     ax.set_xlabel("tokens of context before the scored ones (log scale)")
     ax.set_ylabel(f"mean loss of the same tokens ({unit})")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -197,7 +197,7 @@ def training_curves(runs: Sequence[Run]) -> "Figure":
 
     panels = {"loss": "training loss (nats per token)", "grad_norm": "gradient norm (log scale)"}
     panels = {k: v for k, v in panels.items() if any(k in row for r in runs for row in r.metrics)}
-    figure, axes = _figure(max(1, len(panels)))
+    figure, axes = new_figure(max(1, len(panels)))
     for ax, (key, text) in zip(axes, panels.items(), strict=False):
         for index, run in enumerate(runs):
             rows = [row for row in run.metrics if isinstance(row.get(key), int | float)]
@@ -215,13 +215,13 @@ def training_curves(runs: Sequence[Run]) -> "Figure":
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
 def training_positions(runs: Sequence[Run]) -> "Figure":
     """The last logged training loss by position, in the bins it was logged in."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     for index, run in enumerate(runs):
         logged = [row for row in run.metrics if row.get("loss_by_position")]
         if logged:
@@ -232,7 +232,7 @@ def training_positions(runs: Sequence[Run]) -> "Figure":
             )
     ax.set_xlabel("position in the training row (% of its bins)")
     ax.set_ylabel("training loss (nats per token)")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
