@@ -1,6 +1,7 @@
 """The reference of position encodings: `lcm positions`, made from the registry alone."""
 
 import dataclasses
+import functools
 import inspect
 import os
 from pathlib import Path
@@ -198,9 +199,11 @@ def picture(name: str, dims: Dims = DRAWN, length: int = LENGTH) -> Picture:
         )
     cosines = probes.added(encoding, dims, length)
     if cosines is not None:
-        curves, what = {"": cosines}, "cosine of what joins the last place and the others"
+        curves, what = {"all heads": cosines}, "cosine of what joins the last place and the others"
     else:
         curves = scores_by_head(probes.probe(encoding, dims, length).scores)
+        if isinstance(encoding, positions.RoPE | positions.Chain):
+            curves["plain RoPE"] = _plain(dims, length)
         what = "score of the last query, q = k = 1, by distance, less that of distance 0"
     return Picture(
         name,
@@ -210,10 +213,15 @@ def picture(name: str, dims: Dims = DRAWN, length: int = LENGTH) -> Picture:
     )
 
 
+@functools.cache
+def _plain(dims: Dims, length: int) -> np.ndarray:
+    return probes.probe(positions.RoPE(), dims, length).scores[0]
+
+
 def scores_by_head(scores_HS: np.ndarray) -> dict[str, np.ndarray]:
     """One curve if all heads are alike, else one for each."""
     if np.allclose(scores_HS, scores_HS[:1], atol=1e-3):
-        return {"": scores_HS[0]}
+        return {"all heads": scores_HS[0]}
     return {f"head {head}": row for head, row in enumerate(scores_HS)}
 
 
@@ -222,7 +230,10 @@ def decay(curves: dict[str, np.ndarray], trained: int, unit: str) -> "Figure":
     figure, (ax,) = plots.new_figure()
     for index, (name, row) in enumerate(curves.items()):
         seen = np.where(np.isfinite(row), row, np.nan)[::-1]
-        ax.plot(seen, linewidth=1.6, label=name, **plots.style(index))
+        look = {"color": "#b0b0b0", "zorder": 1} if name == "plain RoPE" else plots.style(index)
+        few = {"marker": "."} if np.isfinite(seen).sum() < 8 else {}
+        ax.plot(seen, linewidth=1.6, label=name, **look, **few)
+    ax.set_xlim(0, len(seen) - 1)
     ax.axvline(trained, color=plots.GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.set_xlabel("distance i - j (tokens; dashed: the trained length)")
     ax.set_ylabel(unit)
