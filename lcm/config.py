@@ -321,7 +321,7 @@ def _literal(text: str, default: Any) -> Any:
     if isinstance(default, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if isinstance(default, tuple) and not text.startswith(("(", "[")):
-        like = default[0] if default else ""
+        like = default[0] if default else 0.0  # a tuple that may be empty holds numbers
         return tuple(_literal(item.strip(), like) for item in text.split(",") if text)
     try:
         value = ast.literal_eval(text)

@@ -103,8 +103,8 @@ OVERRIDES = {
         ["model.positions=learned", "model.positions.length=8"],
         ["model.positions.length=8", "data.length=32", "set it to 32 or more"],
     ),
-    "positions": (["model.positions=ropee"], ["'ropee'", "nope, rope, alibi, learned"]),
-    "chain": (["model.positions=rope+rope"], ["RoPE acts in attention", "put it second"]),
+    "positions": (["model.positions=ropee"], ["'ropee'", "nope, learned, sinusoidal"]),
+    "chain": (["model.positions=rope+rope"], ["RoPE acts in attention", "put it last"]),
     "field": (["model.positions.bas=5"], ["model.positions.bas", "config.model.positions.base?"]),
     "pattern": (["model.pattern=attention,nope"], ["'nope'", "config.model.kinds.nope"]),
     "empty pattern": (["model.pattern="], ["config.model.pattern is empty"]),
@@ -190,7 +190,7 @@ CONFIGS = {
     "missing": (BASE + "    del c.model.width\n    return c", ["config.model.width is missing"]),
     "name of an encoding": (
         BASE + "    with c.ignore_type(): c.model.positions = 'alibi'\n    return c",
-        ["config.model.positions='alibi'", "lcm.positions.config('alibi')"],
+        ["config.model.positions='alibi'", "lcm.positions.config('rope')"],
     ),
     "nan": (BASE + "    c.train.lr = float('nan')\n    return c", ["config.train.lr=nan", "0.003"]),
     "kind": (
@@ -327,7 +327,7 @@ def test_help_lists_every_key_with_its_meaning(lcm):
     for key, meaning, _ in config.describe(config.base()):
         place = next(i for i, line in enumerate(lines) if line.startswith(f"  --config.{key}="))
         assert lines[place + 1].strip() == meaning
-    assert "rope, alibi, learned" in out
+    assert "nope, learned, sinusoidal" in out
 
 
 def test_help_shows_the_config_and_its_overrides(lcm):

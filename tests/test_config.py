@@ -19,6 +19,7 @@ DEFAULTS = {key: value for key, value in config._flat(config.base()) if key in K
 # Every config that ships, with the arguments of its full and of its small variant.
 SHIPPED = [("byte_lm.py", "", "tiny")]
 SHIPPED += [("quickstart.py", "", "tiny")]
+SHIPPED += [("task.py", "", "tiny"), ("task.py", "addition", "addition,train=1-4,tiny")]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 
 

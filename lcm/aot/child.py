@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import pickle
-import re
 import sys
 from typing import Any
 
@@ -13,9 +12,7 @@ def main() -> None:
     fn, args = getattr(_module(file), name)(*given)
     from lcm import aot
 
-    text = aot.compile(fn, *args, topology=topology).compiled.as_text()
-    kernel = r'%([\w.\-]+) = [^\n]*custom_call_target="tpu_custom_call"'
-    print(json.dumps(re.findall(kernel, text)))
+    print(json.dumps(aot.compile(fn, *args, topology=topology).kernels))
 
 
 def _module(file: str) -> Any:

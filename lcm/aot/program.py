@@ -1,5 +1,6 @@
 """A callable compiled ahead of time for a TPU topology: whether it fits, and what it computes."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from lcm.aot import flops
 from lcm.aot.flops import Work
 from lcm.aot.topology import mesh as make_mesh
 from lcm.errors import CompileError
+
+_KERNEL = r'%([\w.\-]+) = [^\n]*custom_call_target="tpu_custom_call"'
 
 
 class Program(NamedTuple):
@@ -36,6 +39,11 @@ class Program(NamedTuple):
     def memory(self) -> int:
         """Bytes of a device in use at once, the program itself left out."""
         return self.arguments + self.outputs - self.shared + self.temporaries
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the Pallas kernels in the program of one device, one for each call."""
+        return tuple(re.findall(_KERNEL, self.compiled.as_text()))
 
 
 def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **options: Any) -> Program:

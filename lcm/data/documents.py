@@ -12,10 +12,15 @@ Split = Literal["train", "heldout"]
 
 
 class Document(NamedTuple):
-    """A text and the name it is known by: stable when the corpus moves or grows."""
+    """A text and the name it is known by: stable when the corpus moves or grows.
+
+    A prompt is read before the text and not learned; a source gives one to all its documents, be it
+    empty, or to none.
+    """
 
     name: str
     text: str
+    prompt: str | None = None
 
 
 class Source(Protocol):

@@ -1,7 +1,7 @@
 """Documents to rows of one length: (token, target) pairs, segments, positions; by grain's packers.
 
 Whatever the packer, a pair is one element that cannot be torn apart, dropped or doubled: the token,
-its target and its countdown travel as the columns of one array.
+its target, its countdown and its weight travel as the columns of one array.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ import numpy as np
 
 from lcm.data.documents import Document
 from lcm.data.tokenizers import Tokenizer
-from lcm.errors import ConfigError
+from lcm.errors import ConfigError, DataError
 from lcm.types import Batch, Context
 
-TOKEN, TARGET, REMAINING = 0, 1, 2  # columns of an encoded document
+TOKEN, TARGET, REMAINING, WEIGHT = 0, 1, 2, 3  # columns of an encoded document
 _PAIRS = "pairs"
 
 
@@ -25,13 +25,36 @@ def encode(document: Document, tokenizer: Tokenizer, countdown: bool = False) ->
     With `countdown` a third column counts the content tokens still to come after each token, so
     that it is n at BOS and 0 where the target is EOS (the convention of LDPE and ORPE,
     arXiv:2412.11937). An empty document is the pair (BOS, EOS).
+
+    A document with a prompt begins with it and has four columns, whatever `countdown` is: the last
+    is the weight in the loss, 0 where the target is of the prompt and 1 elsewhere.
     """
     content = tokenizer.encode(document.text)
-    pairs = np.empty((len(content) + 1, 3 if countdown else 2), np.int32)
+    prompt = np.zeros(0, np.int32)
+    if document.prompt is not None:
+        prompt = tokenizer.encode(document.prompt)
+        content = np.concatenate([prompt, content])
+    columns = 4 if document.prompt is not None else 3 if countdown else 2
+    pairs = np.empty((len(content) + 1, columns), np.int32)
     pairs[0, TOKEN], pairs[1:, TOKEN] = tokenizer.bos, content
     pairs[:-1, TARGET], pairs[-1, TARGET] = content, tokenizer.eos
-    if countdown:
-        pairs[:, REMAINING] = np.arange(len(content), -1, -1)
+    if columns > REMAINING:
+        pairs[:, REMAINING] = np.arange(len(content), -1, -1) if countdown else -1
+    if columns > WEIGHT:
+        pairs[:, WEIGHT] = np.arange(len(pairs)) >= len(prompt)
+    return pairs
+
+
+def whole(pairs: np.ndarray, length: int) -> np.ndarray:
+    """The pairs of a document that must not be cut.
+
+    Raises DataError if it does not fit a row.
+    """
+    if len(pairs) > length:
+        raise DataError(
+            f"an example of {len(pairs)} tokens does not fit a row of {length}, and half of one "
+            f"teaches nothing: set data.length={len(pairs)} or more, or give shorter lengths"
+        )
     return pairs
 
 
@@ -98,12 +121,15 @@ def _to_batch(packed: dict[str, np.ndarray]) -> Batch:
     segments = packed[f"{_PAIRS}_segment_ids"]
     real = segments > 0
     countdown = pairs.shape[-1] > REMAINING
-    remaining = np.where(real & countdown, pairs[..., -1], -1).astype(np.int32)
+    remaining = np.full_like(segments, -1)
+    if countdown:
+        remaining[real] = pairs[..., REMAINING][real]
+    weight = pairs[..., WEIGHT] * real if pairs.shape[-1] > WEIGHT else real
     return Batch(
         tokens_BL=np.ascontiguousarray(pairs[..., TOKEN]),
         targets_BL=np.ascontiguousarray(pairs[..., TARGET]),
         context=Context(packed[f"{_PAIRS}_positions"], segments, remaining),
-        loss_weight_BL=real.astype(np.float32),
+        loss_weight_BL=weight.astype(np.float32),
     )
 
 

@@ -10,15 +10,18 @@ their number, and packing comes after them: batches are the same for any `data.w
 """
 
 import atexit
+import dataclasses
 import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 
-from lcm.data import packing, settings, sources, tokenizers
-from lcm.data.documents import Split, Subset, take_split
+from lcm.data import packing, settings, sources, tasks, tokenizers
+from lcm.data.documents import Document, Split, Subset, take_split
 from lcm.errors import ConfigError, DataError
 
 _BIN_TOKENS = 2**18  # packed and shuffled together by default: about half a second of work
@@ -62,6 +65,8 @@ def batches(
     tokenizer = tokenizers.load(data.tokenizer)
     bins = data.packing_bins or max(batch_size, _BIN_TOKENS // length)
     encode = functools.partial(packing.encode, tokenizer=tokenizer, countdown=data.countdown)
+    if tasks.is_task(data.source):
+        encode = _Whole(encode, length)
     encoded = (
         grain.MapDataset.source(subset)
         .shuffle(seed=seed)
@@ -87,6 +92,17 @@ def batches(
         "data.workers": data.workers,
     }
     return Batches(iter(ahead), made_with)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """Encodes documents that must fit a row."""
+
+    encode: Callable[[Document], np.ndarray]
+    length: int
+
+    def __call__(self, document: Document) -> np.ndarray:
+        return packing.whole(self.encode(document), self.length)
 
 
 def _in_workers(encoded: grain.IterDataset, workers: int) -> grain.IterDataset:
@@ -152,12 +168,16 @@ def check(data: Any) -> None:
     """
     settings.validate(data)
     packing.packer(data.packing)
-    tokenizers.load(data.tokenizer)
+    tokenizer = tokenizers.load(data.tokenizer)
     source = sources.load(data.source, data.paths, data.field)
     if data.heldout < 1:
         take_split(source, data.heldout, "train")
     if data.heldout > 0:
         take_split(source, data.heldout, "heldout")
+    if tasks.is_task(data.source):  # made, not read: a few show whether the words are known
+        for index in range(min(100, len(source))):
+            packing.encode(source[index], tokenizer)
+        return
     seen = 0
     for index in range(len(source)):
         seen += len(source[index].text)

@@ -11,13 +11,14 @@ def defaults() -> dict[str, tuple[Any, str]]:
         "source": (
             "stdlib",
             "where documents come from: stdlib (this Python's library and its help topics), text, "
-            "jsonl, parquet or array_record",
+            "jsonl, parquet, array_record, or task:NAME (a synthetic task, see lcm.data.tasks)",
         ),
         "paths": ("", "a file, a glob (** goes through folders), or several separated by commas"),
         "field": ("text", "the key (jsonl) or column (parquet) that holds the text"),
         "tokenizer": (
             "bytes",
-            "bytes, a Hugging Face tokenizer.json or a folder with one, or a SentencePiece .model",
+            "bytes, a Hugging Face tokenizer.json or a folder with one, a SentencePiece .model, or "
+            "task:NAME (the words of a synthetic task)",
         ),
         "packing": (
             "concat",
@@ -39,6 +40,16 @@ def validate(data: Any) -> None:
     """Raises ConfigError for a value of `data` that no corpus could make work."""
     if not 0 <= data.heldout <= 1:
         raise ConfigError(f"data.heldout={data.heldout} is not a share: give a number from 0 to 1")
+    if data.source.startswith("task:") and data.packing == "concat":
+        raise ConfigError(
+            f"data.packing=concat cuts examples of data.source={data.source} in two: "
+            "set --config.data.packing=first_fit"
+        )
+    if data.source.startswith("task:") and data.paths:
+        raise ConfigError(
+            f"data.paths={data.paths!r} is set but data.source={data.source} reads no files: "
+            "leave it empty"
+        )
     if data.workers < 0:
         raise ConfigError(f"data.workers={data.workers} is negative: 0 reads in this process")
     if data.packing_bins < 0:

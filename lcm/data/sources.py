@@ -6,6 +6,8 @@ from lcm.data.documents import Document, Source
 from lcm.data.files import File, decode, match, read
 from lcm.data.records import ArrayRecord, JsonLines, Parquet, RecordFiles
 from lcm.data.stdlib import StandardLibrary
+from lcm.data.tasks import is_task
+from lcm.data.tasks import source as task_source
 from lcm.errors import DataError
 
 
@@ -62,13 +64,16 @@ SOURCES: dict[str, Callable[[str, str], Source]] = {
 
 
 def load(source: str, paths: str = "", field: str = "text") -> Source:
-    """The documents of a source named in `SOURCES`.
+    """The documents of a source named in `SOURCES`, or of a task (lcm.data.tasks).
 
     Raises DataError for an unknown source, files that are missing or cannot be read as what they
     are said to be, and a corpus without a character of text.
     """
+    if is_task(source):
+        return task_source(source)
     if source not in SOURCES:
-        raise DataError(f"data.source={source!r} is unknown: use one of {', '.join(SOURCES)}")
+        known = ", ".join(SOURCES)
+        raise DataError(f"data.source={source!r} is unknown: use one of {known}, or task:NAME")
     documents = SOURCES[source](paths, field)
     if not any(documents[index].text for index in range(len(documents))):
         raise DataError(

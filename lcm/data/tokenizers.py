@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, a Hugging Face `tokenizer.json`, or a SentencePiece `.model`.
+"""Tokenizers: bytes, a Hugging Face `tokenizer.json`, a SentencePiece `.model`, a task's words.
 
 A tokenizer here is the map between text and ids and nothing else: `packing.encode` puts the first
 and last token of the document around it. A special token written out in a text is just text.
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lcm.data import tasks
 from lcm.errors import DataError
 
 _MISSING = "{what} needs {package}: pip install 'lcm[data]'"
@@ -51,12 +52,14 @@ class Tokenizer(Protocol):
 
 
 def load(spec: str) -> Tokenizer:
-    """The tokenizer a config names: `bytes`, or the path of a file or of a folder with one.
+    """The tokenizer a config names: `bytes`, `task:NAME`, or the path of a file or its folder.
 
     Raises DataError for what is missing, unreadable, of an unknown kind, or has no last token.
     """
     if spec == "bytes":
         return Bytes()
+    if tasks.is_task(spec):
+        return tasks.make(spec).vocabulary
     path = Path(spec).expanduser()
     if path.is_dir():
         path = _in_folder(path)

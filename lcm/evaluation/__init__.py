@@ -11,12 +11,22 @@ from lcm.evaluation.results import loss_differences, save
 
 _LATER = {
     "evaluate": "perplexity",
+    "exact_match": "exact_match",
     "Model": "model",
     "evaluate_model": "model",
     "evaluate_run": "model",
     "heldout": "model",
     "load": "model",
     "scorer": "model",
+    "align_temperature": "attention",
+    "gaussian_temperature": "attention",
+    "statistic_by_position": "attention",
+    "bias_weights": "receptive_field",
+    "empirical_receptive_field": "receptive_field",
+    "theoretical_receptive_field": "receptive_field",
+    "PositionalHeads": "heads",
+    "positional_heads": "heads",
+    "without_heads": "heads",
 }
 
 __all__ = ["Document", "EvaluationError", "loss_differences", "save", *_LATER]

@@ -1,7 +1,7 @@
 """One-number summaries of a curve over lengths: effective length, weighted averages, area."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,6 +72,20 @@ def average_increasing(scores: Sequence[float]) -> float:
 def average_decreasing(scores: Sequence[float]) -> float:
     """wAvg(dec) of RULER: weights ..., 2, 1 from the shortest to the longest length."""
     return weighted_average(scores, range(len(scores), 0, -1))
+
+
+def mean_reciprocal_rank(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean over cases of 1 / rank, rank 1 the highest score; `scores[name][case]`.
+
+    Equals share the reciprocals of the ranks they take up, as breaking ties at random would.
+    """
+    names = list(scores)
+    table = np.array([scores[name] for name in names])  # [names, cases]
+    better = (table[None, :, :] > table[:, None, :]).sum(axis=1)
+    equal = (table[None, :, :] == table[:, None, :]).sum(axis=1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(names) + 1))])
+    shared = (harmonic[better + equal] - harmonic[better]) / equal
+    return dict(zip(names, shared.mean(axis=1).tolist(), strict=True))
 
 
 def area_over_log_length(lengths: Sequence[int], scores: Sequence[float]) -> float:

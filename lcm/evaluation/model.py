@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from lcm import config, models, training
-from lcm.data import pipeline, tokenizers
+from lcm.data import pipeline, tasks, tokenizers
 from lcm.data.tokenizers import Tokenizer
-from lcm.evaluation.documents import Document, from_text_tokens
+from lcm.evaluation.documents import Document, EvaluationError, from_text_tokens
 from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
 from lcm.models import ModelSpec, decoder
@@ -69,7 +69,13 @@ def heldout(cfg: Any, tokenizer: Tokenizer) -> list[Document]:
 
     Raises:
         DataError: if there are none.
+        EvaluationError: if they have prompts, whose loss would count here.
     """
+    if tasks.is_task(cfg.data.source):
+        raise EvaluationError(
+            f"data.source={cfg.data.source} has prompts and answers, not documents to read: "
+            "score it with lcm.evaluation.exact_match"
+        )
     return [
         from_text_tokens(
             document.name,

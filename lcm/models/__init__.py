@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lcm.errors import ConfigError
 from lcm.models import cost, decoder
+from lcm.models import probe as probes
 from lcm.models.decoder import State
 from lcm.models.spec import ModelSpec, spec
 from lcm.ops import attention
@@ -32,11 +33,13 @@ __all__ = [
     "init_state",
     "only_used",
     "parameter_count",
+    "probe",
     "spec",
     "state_bytes_per_token",
 ]
 
 _init = jax.jit(decoder.init, static_argnums=0)
+_probe = jax.jit(probes.probe, static_argnums=(0, 4))
 _apply = jax.jit(decoder.apply, static_argnums=0)
 
 
@@ -90,6 +93,28 @@ def default_context(shape: tuple[int, int], start: int | Array = 0) -> Context:
     """Rows of one document each, from position `start` on, their length not controlled."""
     positions = jnp.broadcast_to(start + jnp.arange(shape[1], dtype=jnp.int32), shape)
     return Context(positions, jnp.ones_like(positions), jnp.full_like(positions, -1))
+
+
+def probe(
+    cfg: Any,
+    params: decoder.Params,
+    tokens_BL: Tokens,
+    measure: probes.Measure,
+    context: Context | None = None,
+) -> Any:
+    """`measure(parts, context)` of each layer of attention, stacked; see lcm.models.probe.
+
+    The parts are those of plain attention over the tokens themselves: masks, rotated queries and
+    keys, score modifications. Compiled once for each `measure` and shape.
+
+    Raises:
+        ConfigError: if the model cannot be built, or its position table is too short.
+        ValueError: if a layer has no parts of attention.
+    """
+    description = spec(cfg)
+    check_limit(description, tokens_BL.shape[1])
+    context = default_context(tokens_BL.shape) if context is None else context
+    return _probe(description, params, tokens_BL, context, measure)
 
 
 def init_state(cfg: Any, batch: int, length: int) -> State:

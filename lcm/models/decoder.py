@@ -27,7 +27,8 @@ class State(NamedTuple):
 
 
 @functools.cache
-def _block(layer: nn.LayerSpec) -> Functional:
+def block(layer: nn.LayerSpec) -> Functional:
+    """The functions of one layer."""
     return functional(lambda rngs: nn.Block(layer, rngs))
 
 
@@ -51,7 +52,7 @@ def init(spec: ModelSpec, key: jax.Array) -> Params:
     if positions:
         params["positions"] = positions
     params["layers"] = {
-        str(i): jax.vmap(_block(layer).init)(jax.random.split(next(keys), spec.count(i)))
+        str(i): jax.vmap(block(layer).init)(jax.random.split(next(keys), spec.count(i)))
         for i, layer in enumerate(spec.layers)
     }
     return params
@@ -69,16 +70,24 @@ def hidden(
     spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, state: State | None
 ) -> tuple[Hidden, State | None]:
     """The normalised output of the last layer, in the dtype the model computes in."""
-    embedding, norm, _ = _ends(spec)
-    shared = _prepared(spec, params.get("positions", {}))
-    x_BLD = embedding.apply(params["embedding"], tokens_BL, spec.dtype)
-    x_BLD = spec.positions.embed(shared.get("model", {}), x_BLD, context)
+    _, norm, _ = _ends(spec)
+    shared = prepared(spec, params.get("positions", {}))
+    x_BLD = embedded(spec, params, tokens_BL, context, shared)
     states = tuple(None for _ in spec.layers) if state is None else state.layers
     x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
     x_BLD = norm.apply(params["final_norm"], x_BLD)
     if state is None:
         return x_BLD, None
     return x_BLD, State(state.used + tokens_BL.shape[1], states)
+
+
+def embedded(
+    spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, shared: Params
+) -> Hidden:
+    """What the first layer reads: token embeddings with what the encoding adds to them."""
+    embedding, _, _ = _ends(spec)
+    x_BLD = embedding.apply(params["embedding"], tokens_BL, spec.dtype)
+    return spec.positions.embed(shared.get("model", {}), x_BLD, context)
 
 
 def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
@@ -112,9 +121,9 @@ def _layers(
         layers, states = inputs
         after = []
         for i in kinds:
-            block = _remat(spec, _block(spec.layers[i]).apply)
-            own = shared.get(_own_encoding(spec, i), {})
-            x_BLD, state = block(layers[i], x_BLD, context, states[i], own)
+            run = _remat(spec, block(spec.layers[i]).apply)
+            own = shared.get(own_encoding(spec, i), {})
+            x_BLD, state = run(layers[i], x_BLD, context, states[i], own)
             after.append(state)
         return x_BLD, tuple(after)
 
@@ -152,12 +161,12 @@ def _remat(spec: ModelSpec, block: Any) -> Any:
     return jax.checkpoint(block, policy=keep[spec.remat])
 
 
-def _own_encoding(spec: ModelSpec, kind: int) -> str:
+def own_encoding(spec: ModelSpec, kind: int) -> str:
     """Where the shared parameters of a kind's encoding lie: with the model's if it is the same."""
     return "model" if spec.layers[kind].positions == spec.positions else str(kind)
 
 
-def _prepared(spec: ModelSpec, shared: Params) -> Params:
+def prepared(spec: ModelSpec, shared: Params) -> Params:
     """Shared parameters of encodings with what they derive from them, once for all layers."""
     encodings = _encodings(spec)
     return {name: encodings[name].prepare(own) for name, own in shared.items() if name in encodings}
@@ -204,7 +213,7 @@ def project(spec: ModelSpec, params: Params) -> Params:
 
 def _encodings(spec: ModelSpec) -> dict[str, PositionEncoding]:
     """Encodings by where their shared parameters lie."""
-    own = {_own_encoding(spec, i): layer.positions for i, layer in enumerate(spec.layers)}
+    own = {own_encoding(spec, i): layer.positions for i, layer in enumerate(spec.layers)}
     return {**own, "model": spec.positions}
 
 
@@ -212,6 +221,6 @@ def _init_positions(spec: ModelSpec, key: jax.Array) -> Params:
     """Parameters that layers share, for the model's encoding and each kind's that differs."""
     made = {"model": spec.positions.init(key, spec.layers[0].dims)}
     for i, layer in enumerate(spec.layers):
-        if _own_encoding(spec, i) != "model":
+        if own_encoding(spec, i) != "model":
             made[str(i)] = layer.positions.init(jax.random.fold_in(key, i), layer.dims)
     return {name: params for name, params in made.items() if params}

@@ -10,7 +10,7 @@ from flax import nnx
 from lcm.nn.dense import dense, matrix
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
-from lcm.types import Array, Context, Hidden, Keys, Values
+from lcm.types import Array, Context, Hidden, Keys, Queries, Values
 
 
 class KVCache(NamedTuple):
@@ -44,17 +44,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BLD: Hidden, context: Context, state: KVCache | None, shared: dict[str, Any]
     ) -> tuple[Hidden, KVCache | None]:
-        spec = self.spec
-        split = (*x_BLD.shape[:2], -1, spec.head_size)
-        own = jax.tree.map(
-            lambda p: p[...], dict(getattr(self, "positions", {})), is_leaf=_is_param
-        )
-        params, encoding = _merged(shared, own), spec.positions
-        placed_BLD = encoding.infuse(params, x_BLD, context)
-        q_BLHK = dense(placed_BLD, self.q[...]).reshape(split)
-        k_BLGK = dense(placed_BLD, self.k[...]).reshape(split)
-        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
-        k_BLGK = encoding.keys(params, k_BLGK, context)
+        spec, encoding = self.spec, self.spec.positions
+        params = self._encoding_params(shared)
+        q_BLHK, k_BLGK, v_BLGK = self._project(params, x_BLD, context)
         if state is not None:
             state = _append(state, k_BLGK, v_BLGK, context)
             k_BSGK, v_BSGK, k_context = state.k_BSGK, state.v_BSGK, _context(state)
@@ -71,6 +63,30 @@ class Attention(nnx.Module):
             backend=spec.backend,
         )
         return dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...]), state
+
+    def parts(
+        self, x_BLD: Hidden, context: Context, shared: dict[str, Any]
+    ) -> tuple[attention.Part, ...]:
+        """The parts of attention over the tokens themselves, for looking at scores."""
+        params = self._encoding_params(shared)
+        q_BLHK, k_BLGK, _ = self._project(params, x_BLD, context)
+        parts = self.spec.positions.parts(params, q_BLHK, k_BLGK, context, context)
+        return tuple(_limited(part, self.spec) for part in parts)
+
+    def _encoding_params(self, shared: dict[str, Any]) -> dict[str, Any]:
+        own = dict(getattr(self, "positions", {}))
+        return _merged(shared, jax.tree.map(lambda p: p[...], own, is_leaf=_is_param))
+
+    def _project(
+        self, params: dict[str, Any], x_BLD: Hidden, context: Context
+    ) -> tuple[Queries, Keys, Values]:
+        """Queries, keys as a cache holds them, and values."""
+        encoding, split = self.spec.positions, (*x_BLD.shape[:2], -1, self.spec.head_size)
+        placed_BLD = encoding.infuse(params, x_BLD, context)
+        q_BLHK = dense(placed_BLD, self.q[...]).reshape(split)
+        k_BLGK = dense(placed_BLD, self.k[...]).reshape(split)
+        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
+        return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
 
     @staticmethod
     def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> KVCache:

@@ -9,6 +9,7 @@ from lcm.nn.attention import Attention
 from lcm.nn.mlp import MLPS
 from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
+from lcm.ops.attention import Part
 from lcm.types import Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
@@ -32,6 +33,10 @@ class Block(nnx.Module):
         y_BLD, state = self.mixer(self.mixer_norm(x_BLD), context, state, shared)
         x_BLD = x_BLD + y_BLD
         return x_BLD + self.mlp(self.mlp_norm(x_BLD)), state
+
+    def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
+        """The parts of attention of the layer, for looking at scores."""
+        return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)
 
 
 def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> Any:

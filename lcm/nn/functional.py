@@ -10,7 +10,7 @@ Params = dict[str, Any]
 
 
 class Functional(NamedTuple):
-    """`init(key) -> params`, a nested dict of arrays, and `apply(params, *args)`."""
+    """`init(key) -> params`, a nested dict of arrays, and `apply(params, *args, method=...)`."""
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Any]
@@ -23,7 +23,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
 
-    def apply(params: Params, *args: Any) -> Any:
-        return nnx.merge(graphdef, params)(*args)
+    def apply(params: Params, *args: Any, method: str = "__call__") -> Any:
+        return getattr(nnx.merge(graphdef, params), method)(*args)
 
     return Functional(init, apply)

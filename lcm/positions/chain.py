@@ -41,8 +41,8 @@ class Chain(PositionEncoding):
         own = [getattr(type(self.first), name) for name in ("keys", "parts", "attend")]
         if own != [getattr(PositionEncoding, name) for name in ("keys", "parts", "attend")]:
             raise ConfigError(
-                f"the first of a chain acts on embeddings or on the parts of the second, "
-                f"{type(self.first).__name__} has an attention of its own: put it last"
+                f"the first of a chain acts on embeddings or adapts the parts of the second, "
+                f"{type(self.first).__name__} acts in attention: put it last"
             )
         self.first.check(dims)
         self.second.check(dims)

@@ -133,19 +133,27 @@ class CREAM(Picked):
     x is drawn from a normal distribution of mean 1 + s and deviation 3 on 2 .. 2s, by its
     distribution function on 1,000 points, which the release does not normalise: the ends get what
     lies beyond them. h is drawn for each row, as in the paper, not once for 3,000.
+
+    factor: s. text: tokens read, as a multiple of T: s, so that each token is the one at its
+    position, which 0 takes too, or 1 for T tokens in one piece.
     """
 
     factor: int = 4
+    text: int = 0
     deviation: float = 3.0
 
     about: ClassVar = "head, middle and tail of the target length (Wu et al., NeurIPS 2024)"
 
     @property
     def span(self) -> int:
-        return self.factor
+        return self.text or self.factor
 
     def check(self, length: int) -> None:
         _check_at_least(self, 1, "factor")
+        if self.span not in (1, self.factor):
+            raise ConfigError(
+                f"train.placement.text={self.text} must be 1, or the factor {self.factor}, or 0"
+            )
         if length % 2 or length < 12 or 8 * self.factor >= length:
             raise ConfigError(
                 f"train.placement=cream with factor={self.factor} needs an even data.length of "
@@ -163,7 +171,7 @@ class CREAM(Picked):
         at = jnp.arange(length)
         middle, tail = e - m + 1 - h, s * length - length
         positions = at + jnp.where(at < h, 0, jnp.where(at < h + m, middle, tail))
-        return positions, positions
+        return (at if self.span == 1 else positions), positions
 
     def quantile(self, u: Array) -> Array:
         """x for a uniform number: linear between points of the distribution function."""

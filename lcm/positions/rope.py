@@ -12,6 +12,7 @@ from lcm.positions import lengths
 from lcm.positions.base import About, Dims, Params, PositionEncoding
 from lcm.types import Array, Context, Keys, Queries
 
+SPLIT = 4096  # positions; angles up to there are exact enough in one product
 Frequencies = tuple[Array, Array | float]
 
 
@@ -44,10 +45,10 @@ class RoPE(PositionEncoding):
             )
         rotated = self.rotated(dims.head_size)
         if rotated % 2 or not rotated:
-            of = "" if self.fraction == 1 else f" x fraction {self.fraction} = {rotated}"
+            of = "" if self.fraction == 1 else f" x positions.fraction={self.fraction}, {rotated},"
             raise ConfigError(
-                f"RoPE rotates pairs, model.head_size={dims.head_size}{of} is not a positive even "
-                "number: make it one"
+                f"RoPE rotates pairs, model.head_size={dims.head_size}{of} is "
+                f"{'odd: make it even' if rotated else 'nothing: rotate 2 numbers or more'}"
             )
         if self.base <= 1:
             raise ConfigError(
@@ -68,12 +69,14 @@ class RoPE(PositionEncoding):
     ) -> Frequencies:
         """Angular step per position `[..., R/2]`, and the factor on cosine and sine.
 
+        float64 of numpy where it depends on nothing, float32 of jax otherwise.
+
         Args:
             size: K, of a head.
             length: tokens of the document, integers of any shape, for scalings that depend on it.
             params: of the encoding, where it has any.
         """
-        return jnp.asarray(self.theta(size), jnp.float32), 1.0
+        return self.theta(size), 1.0
 
     def rotate(
         self,
@@ -88,9 +91,7 @@ class RoPE(PositionEncoding):
         a product of a query and a key that were both rotated.
         """
         frequencies, factor = self.frequencies(x_BLHK.shape[-1], length_BL, params)
-        if frequencies.ndim > 1:
-            frequencies = frequencies[:, :, None]
-        angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies
+        angles = _angles(positions_BL[:, :, None, None], frequencies)
         if jnp.ndim(factor):
             factor = jnp.asarray(factor)[:, :, None, None]
         cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
@@ -127,3 +128,17 @@ class RoPE(PositionEncoding):
                 self.rotate(k_BSGK, k_context.positions_BL, k_length, params),
             ),
         )
+
+
+def _angles(positions: Array, frequencies: Array) -> Array:
+    """float32 angles `[B, L, 1, R/2]` up to whole turns, of positions `[B, L, 1, 1]`.
+
+    A product near 10^6 would be rounded by 0.03 radians, so where frequencies are known in float64
+    whole turns of every SPLIT positions are taken off there.
+    """
+    if not isinstance(frequencies, np.ndarray):
+        frequencies = frequencies[:, :, None] if frequencies.ndim > 1 else frequencies
+        return positions.astype(jnp.float32) * frequencies
+    step = np.fmod(SPLIT * frequencies, 2 * np.pi).astype(np.float32)
+    far, near = (x.astype(jnp.float32) for x in (positions // SPLIT, positions % SPLIT))
+    return near * frequencies.astype(np.float32) + far * step

@@ -43,7 +43,7 @@ class Linear(Scaled):
     def frequencies(
         self, size: int, length: Array | int = 0, params: Params | None = None
     ) -> Frequencies:
-        return _float32(self.theta(size) / self.factor), 1.0
+        return self.theta(size) / self.factor, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class NTK(Scaled):
     def frequencies(
         self, size: int, length: Array | int = 0, params: Params | None = None
     ) -> Frequencies:
-        return _float32(self.theta(size) * self.factor ** _stretch(self, size)), 1.0
+        return self.theta(size) * self.factor ** _stretch(self, size), 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class DynamicNTK(Scaled):
     ) -> Frequencies:
         n = jnp.maximum(present(length, self.length), self.trained).astype(jnp.float32)
         scale = self.factor * n / self.trained - (self.factor - 1)
-        return _float32(self.theta(size)) * scale[..., None] ** _stretch(self, size), 1.0
+        return self.theta(size) * scale[..., None] ** _stretch(self, size), 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ByParts(Scaled):
         theta = self.theta(size)
         turns = self.trained * theta / (2 * math.pi)
         keep = np.clip((turns - self.alpha) / (self.beta - self.alpha), 0, 1)
-        return _float32((1 - keep) * theta / self.factor + keep * theta), 1.0
+        return (1 - keep) * theta / self.factor + keep * theta, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +162,7 @@ class YaRN(Scaled):
     ) -> Frequencies:
         theta = self.theta(size)
         ramp = self.ramp(size)
-        return _float32(theta * (1 - ramp) + theta / self.factor * ramp), self.amplitude(
-            self.factor
-        )
+        return theta * (1 - ramp) + theta / self.factor * ramp, self.amplitude(self.factor)
 
     def ramp(self, size: int) -> np.ndarray:
         """0 for pairs that stay, 1 for pairs that are divided by s, float64 `[R/2]`."""
@@ -215,7 +213,7 @@ class DynamicYaRN(YaRN):
         scale = jnp.minimum(scale, self.factor) if self.factor > 1 else scale
         theta, ramp = self.theta(size), self.ramp(size)
         amplitude = self.attention_factor or 0.1 * jnp.log(scale) + 1
-        return _float32(theta * (1 - ramp)) + _float32(theta * ramp) / scale[..., None], amplitude
+        return theta * (1 - ramp) + theta * ramp / scale[..., None], amplitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +246,8 @@ class LongRoPE(Scaled):
         pairs = self.rotated(dims.head_size) // 2
         for name in ("short", "long"):
             factors = getattr(self, name)
-            if len(factors) != pairs or min(factors) <= 0:
+            numbers = all(isinstance(f, int | float) and f > 0 for f in factors)
+            if len(factors) != pairs or not numbers:
                 raise ConfigError(
                     f"model.positions.{name} has {len(factors)} factors"
                     f"{'' if len(factors) != pairs else ', not all positive'}: longrope needs "
@@ -261,8 +260,8 @@ class LongRoPE(Scaled):
         n = present(length, self.length)
         theta = self.theta(size)
         short, long = (
-            _float32(theta / np.asarray(self.short)),
-            _float32(theta / np.asarray(self.long)),
+            theta / np.asarray(self.short),
+            theta / np.asarray(self.long),
         )
         return jnp.where((n > self.trained)[..., None], long, short), self.amplitude()
 
@@ -315,7 +314,7 @@ class Proportional(Scaled):
         self, size: int, length: Array | int = 0, params: Params | None = None
     ) -> Frequencies:
         theta = self.theta(size) / self.factor
-        return _float32(np.where(np.arange(len(theta)) < int(self.p * size // 2), theta, 0)), 1.0
+        return np.where(np.arange(len(theta)) < int(self.p * size // 2), theta, 0), 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +339,7 @@ class PowerBasis(RoPE):
         self, size: int, length: Array | int = 0, params: Params | None = None
     ) -> Frequencies:
         theta = self.theta(size)
-        return _float32(theta * (1 - np.arange(len(theta)) / len(theta)) ** self.k), 1.0
+        return theta * (1 - np.arange(len(theta)) / len(theta)) ** self.k, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +363,7 @@ class TruncatedBasis(RoPE):
     ) -> Frequencies:
         theta, cut = self.theta(size), 2 * math.pi / self.trained
         slow = np.where(theta >= cut / 8, cut / 16, 0.0)
-        return _float32(np.where(theta >= cut, theta, slow)), 1.0
+        return np.where(theta >= cut, theta, slow), 1.0
 
 
 def present(length: Array | int, prepared: int) -> Array:
@@ -376,10 +375,6 @@ def _stretch(rope: RoPE, size: int) -> np.ndarray:
     """Exponents of the scale in NTK-aware frequencies, float64 `[R/2]`: 0 to -1."""
     rotated = rope.rotated(size)
     return -np.arange(0, rotated, 2) / max(rotated - 2, 1)
-
-
-def _float32(x: np.ndarray) -> Array:
-    return jnp.asarray(x, jnp.float32)
 
 
 def _check_order(encoding: Any, low: str, high: str) -> None:

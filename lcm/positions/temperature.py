@@ -188,7 +188,7 @@ class Aligned(PositionEncoding):
     """Scores, bias included, over one temperature T < 1 (arXiv:2311.00684).
 
     `lcm.evaluation.align_temperature` finds T by matching the largest probability, or the entropy,
-    of attention at the new length with those at the trained length.
+    of attention at the new length with those at the trained length. No gradient reaches it.
     """
 
     temperature: float = 1.0
@@ -204,8 +204,11 @@ class Aligned(PositionEncoding):
         if self.temperature <= 0:
             raise ConfigError(f"model.positions.temperature={self.temperature} must be above 0")
 
+    def init(self, key: jax.Array, dims: Dims) -> Params:
+        return {"temperature": jnp.asarray(self.temperature)}  # a search changes it as it runs
+
     def adapt(self, params: Params, part: Part, q_context: Context, k_context: Context) -> Part:
-        scale = attention.Scale(1 / self.temperature)
+        scale = attention.Scale(1 / jax.lax.stop_gradient(params["temperature"]))
         return dataclasses.replace(part, score_mod=attention.compose(part.score_mod, scale))
 
 

@@ -1,8 +1,15 @@
 """Reports: text tables and one HTML page over the workdirs of runs."""
 
-from lcm.report.page import write
+from lcm.report.accuracy import accuracy, accuracy_picture
+from lcm.report.page import publish, write
 from lcm.report.runs import ReportError, read_all
-from lcm.report.sections import Picture, Published, Section
+from lcm.report.sections import (
+    Picture,
+    Published,
+    Section,
+    provenance,
+    published_beside_measured,
+)
 from lcm.report.tables import summary
 
 __all__ = [
@@ -10,6 +17,11 @@ __all__ = [
     "Published",
     "ReportError",
     "Section",
+    "accuracy",
+    "accuracy_picture",
+    "provenance",
+    "publish",
+    "published_beside_measured",
     "read_all",
     "summary",
     "write",

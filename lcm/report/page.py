@@ -47,11 +47,20 @@ def write(
         configuration(runs),
         provenance(runs, command),
     ]
+    return publish(shown, out, title=title)
+
+
+def publish(sections: Sequence[Section], out: str | os.PathLike[str], *, title: str) -> Path:
+    """Write sections as one page at `out`, its pictures inside it and as PNG files beside it.
+
+    Raises ReportError where the page cannot be written.
+    """
+    out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for picture in (picture for section in shown for picture in section.pictures):
+        for picture in (picture for section in sections for picture in section.pictures):
             _replace(out.parent / f"{out.stem}-{picture.name}.png", picture.png)
-        _replace(out, render(title, shown).encode())
+        _replace(out, render(title, sections).encode())
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error.strerror}") from error
     return out

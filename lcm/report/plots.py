@@ -5,7 +5,7 @@ and markers repeat what colours say. Legends stand above the axes, never on the 
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -97,18 +97,22 @@ def _train_lengths(runs: Sequence[Run]) -> list[int]:
 def _mark_train_lengths(ax: "Axes", runs: Sequence[Run]) -> None:
     """A dashed line at each training length, named above the axes where no curve runs."""
     for length in _train_lengths(runs):
-        ax.axvline(length, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        ax.annotate(
-            f"trained on {length:,}",
-            (length, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            color=GREY,
-        )
+        _mark_length(ax, length, f"trained on {length:,}")
+
+
+def _mark_length(ax: "Axes", length: int, text: str) -> None:
+    ax.axvline(length, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.annotate(
+        text,
+        (length, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color=GREY,
+    )
 
 
 def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
@@ -189,6 +193,50 @@ def _errorbars(
         label=label(name),
         **style(index),
     )
+
+
+def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: int) -> "Figure":
+    """Accuracy against the length of a task, a curve each, with confidence limits."""
+    figure, (ax,) = _figure()
+    lengths = sorted({point["length"] for points in curves.values() for point in points})
+    for index, (name, points) in enumerate(curves.items()):
+        nudge = 0.06 * (index - (len(curves) - 1) / 2)  # error bars side by side
+        value = np.array([point["value"] for point in points])
+        errors = [
+            value - [_band(p, "low") for p in points],
+            [_band(p, "high") for p in points] - value,
+        ]
+        ax.errorbar(
+            [point["length"] + nudge for point in points],
+            value,
+            yerr=np.maximum(errors, 0),
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            linewidth=2,
+            elinewidth=1.2,
+            capsize=2,
+            label=label(name),
+            **style(index),
+        )
+    _mark_length(ax, trained_to, f"trained to {trained_to:,}")
+    ax.set_xticks(lengths if len(lengths) <= 24 else lengths[:: -(-len(lengths) // 24)])
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("length")
+    ax.set_ylabel("exact match")
+    _legend(figure, ax)
+    return figure
+
+
+def curves_by_position(curves: Mapping[str, np.ndarray], trained_to: int, ylabel: str) -> "Figure":
+    """Anything that has a value at every position from 0 on, a curve each."""
+    figure, (ax,) = _figure()
+    for index, (name, values) in enumerate(curves.items()):
+        ax.plot(np.arange(len(values)), values, linewidth=1.6, label=label(name), **style(index))
+    _mark_length(ax, trained_to, f"trained to {trained_to:,}")
+    ax.set_xlabel("position")
+    ax.set_ylabel(ylabel)
+    _legend(figure, ax)
+    return figure
 
 
 def training_curves(runs: Sequence[Run]) -> "Figure":

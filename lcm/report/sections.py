@@ -241,7 +241,7 @@ def provenance(runs: Sequence[Run], command: str | None) -> Section:
         "How this page was made",
         [f"Command: {command}"] if command else [],
         [
-            Table("Workdirs", ["run", "folder", "notes"], where, prose=True),
+            *([Table("Workdirs", ["run", "folder", "notes"], where, prose=True)] if where else []),
             Table("Versions", ["package", "version"], versions, prose=True),
         ],
     )

@@ -52,6 +52,14 @@ def test_arguments_are_sharded_as_they_say():
 
 
 @needs_libtpu
+def test_kernels_of_a_program():
+    call = pl.pallas_call(_double, SQUARE, name="double")
+    one, two = aot.compile(lambda x: call(jnp.sin(call(x))), SQUARE).kernels
+    assert one.startswith("double") and two.startswith("double")
+    assert aot.compile(jnp.sin, SQUARE).kernels == ()
+
+
+@needs_libtpu
 def test_the_schedule_of_a_kernel():
     (name, found), *others = aot.schedules(build, 3).items()
     assert name.startswith("double") and not others

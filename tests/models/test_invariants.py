@@ -9,7 +9,13 @@ from lcm import config, models
 from lcm.types import Context
 
 LENGTH = 24
-ENCODINGS = ["nope", "rope", "alibi", "learned", "sinusoidal", "countdown+rope"]
+# tests/positions has all encodings in one layer; these are one of each kind in a model.
+ENCODINGS = ["nope", "rope", "alibi", "learned", "sinusoidal", "countdown+rope", "head_scale+t5"]
+FIELDS = {
+    "dynamic_ntk": ["factor=2", "original=8", f"length={LENGTH}"],  # ready for it, so at any depth
+    "self_extend": ["group=2", "window=4"],
+}
+ENCODINGS += FIELDS
 VARIANTS = {
     "plain": [],
     "gqa, window, caps": [
@@ -38,7 +44,8 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 def model(request):
     encoding, variant = request.param
     cfg = config.shrink(config.base())
-    cfg = config.override(cfg, [f"model.positions={encoding}", *VARIANTS[variant]])
+    fields = [f"model.positions.{field}" for field in FIELDS.get(encoding, [])]
+    cfg = config.override(cfg, [f"model.positions={encoding}", *fields, *VARIANTS[variant]])
     return cfg, models.init(cfg, jax.random.key(0))
 
 

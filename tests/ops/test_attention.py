@@ -246,12 +246,12 @@ def test_a_backend_of_another_platform_is_refused(monkeypatch):
 
 
 def test_auto_leaves_to_blockwise_what_kernels_do_not_compute(monkeypatch):
-    """Softplus and block maps, compiled for a TPU."""
+    """Softplus, and block maps of blocks that are too small, compiled for a TPU."""
     q, k, v = arrays()
     monkeypatch.setitem(BACKENDS, "pallas", BACKENDS["pallas"]._replace(attend=None))
     devices = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=devices)
-    blocks = BlockMap(32, np.zeros((1, 1, 1), np.int32))
+    blocks = BlockMap(1, np.zeros((1, 21, 1), np.int32))
     with jax.sharding.use_abstract_mesh(mesh):
         for part, normaliser in ((Part(q, k), Softplus()), (Part(q, k, blocks=blocks), Softmax())):
             run = lambda: attention.attend([part], v, normaliser=normaliser)  # noqa: B023, E731

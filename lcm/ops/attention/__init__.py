@@ -11,6 +11,7 @@ from lcm.ops.attention.biases import (
     LogSquareBias,
     PowerBias,
     Scale,
+    Within,
     t5_starts,
 )
 from lcm.ops.attention.blocks import BlockMap
@@ -43,6 +44,7 @@ __all__ = [
     "Softmax",
     "SoftmaxSink",
     "Softplus",
+    "Within",
     "attend",
     "attend_partial",
     "bigbird",

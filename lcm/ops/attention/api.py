@@ -163,7 +163,7 @@ def _backend(name: str, parts: tuple[Part, ...], task: str) -> Callable:
 def _fastest(parts: tuple[Part, ...], task: str) -> str:
     if parts[0].q_BLHK.shape[1] < FEW:
         return "reference"
-    kernels = task == "attend" and all(part.blocks is None for part in parts)
+    kernels = task == "attend" and pallas.fits(parts)
     return "pallas" if platform() == "tpu" and kernels else "blockwise"
 
 

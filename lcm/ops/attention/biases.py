@@ -151,6 +151,17 @@ class FireBias:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Within:
+    """Keys at a distance below `window` alone, where that is not known before tracing."""
+
+    window: Array
+
+    def __call__(self, score: Array, q_pos: Array, k_pos: Array, head: Array) -> Array:
+        return jnp.where(q_pos - k_pos < self.window, score, -jnp.inf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Scale:
     """`factor * score`, content and whatever was added before it."""
 

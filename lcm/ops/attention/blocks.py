@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lcm.types import Array
 
@@ -27,18 +28,22 @@ class BlockMap:
     full: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def clean(self, slots: int) -> "BlockMap":
-        """The map with -1 for blocks that are beyond `slots` or stand earlier in their row."""
-        indices = jnp.asarray(self.indices_HQN)
-        n = jnp.arange(indices.shape[-1])
+        """The map with -1 for blocks that are beyond `slots` or stand earlier in their row.
+
+        In NumPy where the map is: what it lists then stays known before it runs.
+        """
+        xp = np if isinstance(self.indices_HQN, np.ndarray) else jnp
+        indices = xp.asarray(self.indices_HQN)
+        n = np.arange(indices.shape[-1])
         same = indices[..., :, None] == indices[..., None, :]
         again = (same & (n[:, None] > n)).any(-1)
         known = (indices >= 0) & (indices < -(-slots // self.size))
-        return dataclasses.replace(self, indices_HQN=jnp.where(known & ~again, indices, -1))
+        return dataclasses.replace(self, indices_HQN=xp.where(known & ~again, indices, -1))
 
     def shows(self, q_slots: Array, slots: int) -> Array:
         """The map for queries at `q_slots` as a dense bool `[H, L, S]`."""
         blocks = -(-slots // self.size)
-        rows = self.indices_HQN[:, q_slots // self.size]
+        rows = jnp.asarray(self.indices_HQN)[:, q_slots // self.size]
         heads, length, _ = rows.shape
         at = jnp.arange(heads)[:, None, None], jnp.arange(length)[:, None]
         listed = jnp.zeros((heads, length, blocks + 1), bool)

@@ -36,7 +36,7 @@ SHORT, SMALL = 768, 128
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is known before tracing; `skip` is the range of `k - q` indices that is ever visible."""
 
     masks: tuple[Mask, ...]
@@ -48,7 +48,7 @@ class _Plan:
     skip: tuple[int | None, int | None]
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """Arrays padded to whole blocks: queries `[B, G, R, L, K]`, keys and values `[B, G, S, K]`."""
 
     q: tuple[Array, ...]
@@ -57,7 +57,7 @@ class _Inputs(NamedTuple):
     weights: tuple[Array, ...]
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
     """Positions and segments of queries and keys, and leaves of score modifications of integers."""
 
     q_pos: Array
@@ -65,6 +65,9 @@ class _Places(NamedTuple):
     k_pos: Array
     k_seg: Array
     constants: tuple[Array, ...]
+
+
+Weigh = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def attend(
@@ -75,6 +78,19 @@ def attend(
     If `q_context is k_context`, positions must increase from token to token within a segment, as
     in packed rows: then a key is never nearer in position than it is by index.
     """
+    length = parts[0].q_BLHK.shape[1]
+    out, lse = _attention(*arranged(parts, v_BSGK, q_context, k_context, scale))
+    return Partial(out[:, :length], lse[:, :length])
+
+
+def arranged(
+    parts: tuple[Part, ...],
+    v_BSGK: Values,
+    q_context: Context,
+    k_context: Context,
+    scale: float,
+) -> tuple[Plan, Inputs, Places]:
+    """Arguments in blocks, and how to loop over them."""
     batch, length, heads, size = parts[0].q_BLHK.shape
     slots, kv_heads = v_BSGK.shape[1:3]
     looped = max(length, slots) > SHORT
@@ -83,7 +99,7 @@ def attend(
     mods, weights, constants = split(tuple(part.score_mod for part in parts))
     masks = tuple(part.mask for part in parts)
     skip = _union(masks) if q_context is k_context else (None, None)
-    plan = _Plan(masks, mods, queries, keys, slots, looped, skip)
+    plan = Plan(masks, mods, queries, keys, slots, looped, skip)
 
     def query_blocks(q_BLHK: Array) -> Array:
         q = _padded(q_BLHK * scale, queries).reshape(batch, -1, kv_heads, heads // kv_heads, size)
@@ -92,30 +108,29 @@ def attend(
     def key_blocks(k_BSGK: Array) -> Array:
         return _padded(k_BSGK, keys).transpose(0, 2, 1, 3)
 
-    inputs = _Inputs(
+    inputs = Inputs(
         tuple(query_blocks(part.q_BLHK) for part in parts),
         tuple(key_blocks(part.k_BSGK) for part in parts),
         key_blocks(v_BSGK),
         weights,
     )
     k_seg = jnp.where(k_context.segments_BL > 0, k_context.segments_BL, -1)  # never a query's
-    places = _Places(
+    places = Places(
         _padded(q_context.positions_BL, queries),
         _padded(q_context.segments_BL, queries),
         _padded(k_context.positions_BL, keys),
         _padded(k_seg, keys, -1),
         constants,
     )
-    out, lse = _attention(plan, inputs, places)
-    return Partial(out[:, :length], lse[:, :length])
+    return plan, inputs, places
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, inputs: _Inputs, places: _Places) -> Partial:
+def _attention(plan: Plan, inputs: Inputs, places: Places) -> Partial:
     return _forward(plan, inputs, places)[0]
 
 
-def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, Any]:
+def _forward(plan: Plan, inputs: Inputs, places: Places) -> tuple[Partial, Any]:
     batch, kv_heads, shared, length, _ = inputs.q[0].shape
 
     def block(i: int | Array, _: None) -> tuple[None, tuple[Array, Array]]:
@@ -123,7 +138,9 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, An
 
         def span(start: int | Array, width: int, carry: tuple) -> tuple:
             top, total, out = carry
-            tiles = [_tile(plan, inputs, places, n, i, start, width) for n in range(len(inputs.q))]
+            tiles = [
+                score_tile(plan, inputs, places, n, i, start, width) for n in range(len(inputs.q))
+            ]
             scores = [
                 jnp.where(seen, mod(raw, inputs.weights), -jnp.inf) for raw, mod, seen in tiles
             ]
@@ -131,15 +148,15 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, An
             finite = jnp.where(highest > -jnp.inf, highest, 0.0)
             scores = [jnp.exp(s - finite[..., None]) for s in scores]
             fade = jnp.exp(top - finite)
-            v = _slice(inputs.v, start, width, 2)
+            v = cut(inputs.v, start, width, 2)
             total, out = total * fade, out * fade[..., None]
             for weights in scores:
                 total = total + weights.sum(-1)
-                out = out + _dot("bgms,bgsk->bgmk", _rows(weights, v), v).reshape(out.shape)
+                out = out + dot("bgms,bgsk->bgmk", flat_rows(weights, v), v).reshape(out.shape)
             return highest, total, out
 
         empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
-        top, total, out = _over_keys(plan, i, span, empty)
+        top, total, out = over_keys(plan, i, span, empty)
         some = total > 0
         total = jnp.where(some, total, 1.0)
         lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
@@ -150,72 +167,93 @@ def _forward(plan: _Plan, inputs: _Inputs, places: _Places) -> tuple[Partial, An
             lse.transpose(0, 3, 1, 2),
         )
 
-    _, (out, lse) = _over_queries(plan, block, None, length)
+    _, (out, lse) = over_queries(plan, block, None, length)
     out = jnp.moveaxis(out, 0, 1).reshape(batch, length, kv_heads * shared, -1)
     lse = jnp.moveaxis(lse, 0, 1).reshape(batch, length, kv_heads * shared)
     return Partial(out, lse), (inputs, places, out, lse)
 
 
-def _backward(plan: _Plan, kept: tuple, d: Partial) -> tuple[_Inputs, None]:
+def _backward(plan: Plan, kept: tuple, d: Partial) -> tuple[Inputs, None]:
     inputs, places, out, lse = kept
     d_out, d_lse = d
-    inputs = inputs._replace(q=tuple(after(q, d_out) for q in inputs.q))
-    batch, kv_heads, shared, length, _ = inputs.q[0].shape
-    grouped = (batch, length, kv_heads, shared)
     some = lse > -jnp.inf
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     delta = delta - jnp.where(some, d_lse, 0.0)
-    delta, lse = (
-        x.reshape(grouped).transpose(0, 2, 3, 1) for x in (delta, jnp.where(some, lse, 0))
-    )
-    d_out = d_out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
+    delta, lse = (in_groups(x[..., None], inputs) for x in (delta, jnp.where(some, lse, 0)))
+
+    def weigh(i: int | Array) -> Weigh:
+        delta_rows, lse_rows = (cut(x, i * plan.queries, plan.queries, 3) for x in (delta, lse))
+
+        def tile(score: Array, seen: Array, d_p: Array) -> tuple[Array, Array]:
+            p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse_rows)
+            return p, p * (d_p - delta_rows)
+
+        return tile
+
+    return gradients(plan, inputs, places, d_out, weigh), None
+
+
+def in_groups(x_BLHX: Array, inputs: Inputs) -> Array:
+    """`[B, G, R, L, X]`, as queries are."""
+    batch, kv_heads, shared, length, _ = inputs.q[0].shape
+    return x_BLHX.reshape(batch, length, kv_heads, shared, -1).transpose(0, 2, 3, 1, 4)
+
+
+def gradients(
+    plan: Plan, inputs: Inputs, places: Places, d_out: Array, weigh: Callable[[Any], Weigh]
+) -> Inputs:
+    """Those of all inputs, by computing each tile again.
+
+    `weigh(i)` is for block i the function of a tile's modified scores, of what it sees and of
+    `do v^T`, to its weights and the gradient of its scores.
+    """
+    inputs = inputs._replace(q=tuple(after(q, d_out) for q in inputs.q))
+    batch, kv_heads, _, length, _ = inputs.q[0].shape
+    d_out = in_groups(d_out, inputs)
 
     def block(i: int | Array, carry: tuple) -> tuple[tuple, tuple[Array, ...]]:
-        at = i * plan.queries
-        d_rows = _slice(d_out, at, plan.queries, 3)
-        delta_rows, lse_rows = (_slice(x, at, plan.queries, 3)[..., None] for x in (delta, lse))
-        q = [_slice(q, at, plan.queries, 3) for q in inputs.q]
+        own = lambda x: cut(x, i * plan.queries, plan.queries, 3)  # noqa: E731
+        d_rows, q, of_tile = own(d_out), [own(q) for q in inputs.q], weigh(i)
         d_rows = d_rows.reshape(batch, kv_heads, -1, d_rows.shape[-1])
 
         def span(start: int | Array, width: int, carry: tuple) -> tuple:
             d_q, d_k, d_v, d_weights = carry
-            v = _slice(inputs.v, start, width, 2)
-            d_p = _dot("bgmk,bgsk->bgms", d_rows, v)
+            v = cut(inputs.v, start, width, 2)
+            d_p = dot("bgmk,bgsk->bgms", d_rows, v)
             for n, k_all in enumerate(inputs.k):
-                raw, mod, seen = _tile(plan, inputs, places, n, i, start, width)
+                raw, mod, seen = score_tile(plan, inputs, places, n, i, start, width)
                 score, pull = jax.vjp(mod, raw, inputs.weights)
-                p = jnp.exp(jnp.where(seen, score, -jnp.inf) - lse_rows)
-                d_score = p * (d_p.reshape(p.shape) - delta_rows)
+                p, d_score = of_tile(score, seen, d_p.reshape(score.shape))
                 d_raw, d_own = pull(d_score)
                 # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
-                d_v = _added(d_v, _dot("bgmk,bgms->bgks", d_rows, _rows(p, v)), start)
-                k, d_raw = _slice(k_all, start, width, 2), _rows(d_raw, k_all)
+                d_v = _added(d_v, dot("bgmk,bgms->bgks", d_rows, flat_rows(p, v)), start)
+                k, d_raw = cut(k_all, start, width, 2), flat_rows(d_raw, k_all)
                 rows = q[n].reshape(batch, kv_heads, -1, q[n].shape[-1])
-                d_k = _put(d_k, n, _added(d_k[n], _dot("bgmk,bgms->bgks", rows, d_raw), start))
-                d_q = _put(d_q, n, d_q[n] + _dot("bgms,bgsk->bgmk", d_raw, k).reshape(q[n].shape))
+                d_k = _put(d_k, n, _added(d_k[n], dot("bgmk,bgms->bgks", rows, d_raw), start))
+                d_q = _put(d_q, n, d_q[n] + dot("bgms,bgsk->bgmk", d_raw, k).reshape(q[n].shape))
                 d_weights = tuple(map(jnp.add, d_weights, d_own))
             return d_q, d_k, d_v, d_weights
 
         d_q = tuple(jnp.zeros(part.shape, jnp.float32) for part in q)
-        d_q, *carry = _over_keys(plan, i, span, (d_q, *carry))
+        d_q, *carry = over_keys(plan, i, span, (d_q, *carry))
         return tuple(carry), tuple(d.astype(part.dtype) for d, part in zip(d_q, q, strict=True))
 
     transposed = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)  # noqa: E731
     empty = tuple(map(transposed, inputs.k)), transposed(inputs.v)
     empty = *empty, tuple(map(jnp.zeros_like, inputs.weights))
-    (d_k, d_v, d_weights), d_q = _over_queries(plan, block, empty, length)
+    (d_k, d_v, d_weights), d_q = over_queries(plan, block, empty, length)
     back = lambda d, x: d.swapaxes(2, 3).astype(x.dtype)  # noqa: E731
     d_q = tuple(jnp.moveaxis(d, 0, 3).reshape(q.shape) for d, q in zip(d_q, inputs.q, strict=True))
-    return _Inputs(d_q, tuple(map(back, d_k, inputs.k)), back(d_v, inputs.v), d_weights), None
+    return Inputs(d_q, tuple(map(back, d_k, inputs.k)), back(d_v, inputs.v), d_weights)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _tile(
-    plan: _Plan,
-    inputs: _Inputs,
-    places: _Places,
+def score_tile(
+    plan: Plan,
+    inputs: Inputs,
+    places: Places,
     n: int,
     i: int | Array,
     start: int | Array,
@@ -223,12 +261,10 @@ def _tile(
 ) -> tuple[Array, Callable[[Array, tuple], Array], Array]:
     """Scores of part `n` before modification, the modification, and the visible places."""
     at = i * plan.queries
-    q = _slice(inputs.q[n], at, plan.queries, 3)
-    k = _slice(inputs.k[n], start, width, 2)
-    raw = _dot("bgmk,bgsk->bgms", q.reshape(*q.shape[:2], -1, q.shape[-1]), k)
-    q_pos, q_seg = (_slice(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
-    k_pos, k_seg = (_slice(x, start, width, 1)[:, None, None, None] for x in places[2:4])
-    seen = (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
+    q = cut(inputs.q[n], at, plan.queries, 3)
+    k = cut(inputs.k[n], start, width, 2)
+    raw = dot("bgmk,bgsk->bgms", q.reshape(*q.shape[:2], -1, q.shape[-1]), k)
+    q_pos, k_pos, seen = seen_tile(plan, places, n, i, start, width)
     head = jnp.arange(q.shape[1] * q.shape[2]).reshape(1, q.shape[1], q.shape[2], 1, 1)
 
     def mod(score: Array, weights: tuple[Array, ...]) -> Array:
@@ -238,8 +274,18 @@ def _tile(
     return raw.reshape(*q.shape[:4], width), mod, seen
 
 
-def _over_queries(
-    plan: _Plan, block: Callable[[Any, Any], tuple], carry: Any, length: int
+def seen_tile(
+    plan: Plan, places: Places, n: int, i: int | Array, start: int | Array, width: int
+) -> tuple[Array, Array, Array]:
+    """Positions of queries and keys of a tile, and which of them part `n` shows to each other."""
+    at = i * plan.queries
+    q_pos, q_seg = (cut(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
+    k_pos, k_seg = (cut(x, start, width, 1)[:, None, None, None] for x in places[2:4])
+    return q_pos, k_pos, (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
+
+
+def over_queries(
+    plan: Plan, block: Callable[[Any, Any], tuple], carry: Any, length: int
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over block numbers, or written out with Python integers."""
     count = length // plan.queries
@@ -252,7 +298,7 @@ def _over_queries(
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *results)
 
 
-def _over_keys(plan: _Plan, i: int | Array, span: Callable, carry: Any) -> Any:
+def over_keys(plan: Plan, i: int | Array, span: Callable, carry: Any) -> Any:
     """`carry = span(start, width, carry)` over the spans of keys that block `i` may see."""
     below, above = plan.skip
     pick = (jnp.maximum, jnp.minimum) if plan.looped else (max, min)
@@ -290,7 +336,8 @@ def _padded(x: Array, block: int, fill: int = 0) -> Array:
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
 
-def _slice(x: Array, start: int | Array, width: int, axis: int) -> Array:
+def cut(x: Array, start: int | Array, width: int, axis: int) -> Array:
+    """`width` places of an axis, from `start` on."""
     return x if width == x.shape[axis] else jax.lax.dynamic_slice_in_dim(x, start, width, axis)
 
 
@@ -298,7 +345,7 @@ def _added(total: Array, tile: Array, start: int | Array) -> Array:
     """`total` with a tile added to its last axis from `start` on."""
     if tile.shape == total.shape:
         return total + tile
-    tile = tile + _slice(total, start, tile.shape[-1], 3)
+    tile = tile + cut(total, start, tile.shape[-1], 3)
     return jax.lax.dynamic_update_slice_in_dim(total, tile, start, 3)
 
 
@@ -306,10 +353,11 @@ def _put(items: tuple, n: int, item: Any) -> tuple:
     return (*items[:n], item, *items[n + 1 :])
 
 
-def _rows(tile: Array, like: Array) -> Array:
+def flat_rows(tile: Array, like: Array) -> Array:
     """`[B, G, R C, S]` in the dtype of the other side of a matmul."""
     return tile.reshape(*tile.shape[:2], -1, tile.shape[-1]).astype(like.dtype)
 
 
-def _dot(spec: str, a: Array, b: Array) -> Array:
+def dot(spec: str, a: Array, b: Array) -> Array:
+    """An einsum with float32 sums."""
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)

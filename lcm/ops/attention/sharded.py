@@ -33,34 +33,34 @@ def over_mesh(attend: Attend) -> Attend:
         k_context: Context,
         scale: float,
     ) -> Partial:
-        mesh = jax.sharding.get_abstract_mesh()
-        axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+        axes = axes_in_use()
         if math.prod(axes.values()) == 1:
             return attend(parts, v_BSGK, q_context, k_context, scale)
         batch, _, heads, _ = parts[0].q_BLHK.shape
-        cut = _heads(axes, heads, v_BSGK.shape[2])
+        cut = cut_of_heads(axes, heads, v_BSGK.shape[2])
         copies = max(1, cut // v_BSGK.shape[2])
-        cells = PartitionSpec(_rows(axes, batch), None, HEADS if cut > 1 else None)
+        cells = PartitionSpec(axes_of_rows(axes, batch), None, HEADS if cut > 1 else None)
         places = PartitionSpec(cells[0])
         one_context = q_context is k_context
 
         def own(own_parts: tuple, v: Array, q_where: Context, k_where: Context) -> Partial:
             first = jax.lax.axis_index(HEADS) * (heads // cut) if cut > 1 else 0
             local = tuple(
-                dataclasses.replace(part, q_BLHK=q, k_BSGK=k, score_mod=mod and _Later(mod, first))
-                for part, (q, k, mod) in zip(parts, own_parts, strict=True)
+                Part(q, k, part.mask, mod and Later(mod, first), blocks)
+                for part, (q, k, mod, blocks) in zip(parts, own_parts, strict=True)
             )
             return attend(local, v, q_where, q_where if one_context else k_where, scale)
 
         spread = lambda x: jnp.repeat(x, copies, axis=2) if copies > 1 else x  # noqa: E731
+        pieces = tuple((cells, cells, PartitionSpec(), _map_heads(part, cells)) for part in parts)
         return jax.shard_map(
             own,
-            in_specs=(((cells, cells, PartitionSpec()),) * len(parts), cells, places, places),
+            in_specs=(pieces, cells, places, places),
             out_specs=Partial(cells, cells),
             axis_names=set(axes),
             check_vma=False,  # kernels do not say over which axes their results vary
         )(
-            tuple((part.q_BLHK, spread(part.k_BSGK), part.score_mod) for part in parts),
+            tuple((p.q_BLHK, spread(p.k_BSGK), p.score_mod, p.blocks) for p in parts),
             spread(v_BSGK),
             q_context,
             k_context,
@@ -71,7 +71,7 @@ def over_mesh(attend: Attend) -> Attend:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Later:
+class Later:
     """A modification whose heads are counted from `first`."""
 
     mod: ScoreMod
@@ -81,12 +81,25 @@ class _Later:
         return self.mod(score, q_pos, k_pos, head + self.first)
 
 
-def _rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+def axes_in_use() -> dict[str, int]:
+    """Axes of the mesh in use and their sizes, without those that a `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def _map_heads(part: Part, cells: PartitionSpec) -> PartitionSpec:
+    """A block map with heads of its own is cut as they are."""
+    own = part.blocks is not None and part.blocks.indices_HQN.shape[0] > 1
+    return PartitionSpec(cells[2] if own else None)
+
+
+def axes_of_rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+    """What rows are cut over."""
     names = tuple(name for name in ROWS if name in axes)
     return names if names and batch % math.prod(axes[name] for name in names) == 0 else None
 
 
-def _heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:
+def cut_of_heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:
     """Over how many devices heads are cut."""
     count = axes.get(HEADS, 1)
     fits = heads % count == 0 and (kv_heads % count == 0 or count % kv_heads == 0)

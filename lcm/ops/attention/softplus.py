@@ -1,8 +1,9 @@
 """Softplus attention with re-weighting (LSSAR, arXiv:2501.13428); see `Softplus` for equations.
 
-A row needs its sum before any of its powers, so it is no merge of partial softmaxes: a block of
-queries meets all keys at once. Dense attention is one block; with blocks of few enough queries
-memory grows with length only, as their weights are computed again in the backward pass.
+A row needs its sum before any of its powers, so it is no merge of partial softmaxes. Here a block
+of queries meets all keys at once: dense attention is one block, and with block maps memory grows
+with length only, as blocks have few enough queries and their weights are computed again in the
+backward pass. Without maps `softplus_blockwise` goes twice over tiles.
 """
 
 import dataclasses
@@ -11,12 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.attention import softplus_blockwise
 from lcm.ops.attention.part import Part
 from lcm.ops.attention.reference import scores
+from lcm.ops.attention.softplus_blockwise import FLAT
 from lcm.types import Array, Context, Queries, Values
 
 SCORES = 1 << 20  # of a block of queries, for each head of each row of the batch
-FLAT = 1e-5  # excess over the average weight below which a row counts as all equal
 
 
 def dense(
@@ -33,6 +35,20 @@ def dense(
 
 
 def blockwise(
+    parts: tuple[Part, ...],
+    v_BSGK: Values,
+    q_context: Context,
+    k_context: Context,
+    power: float | None,
+) -> Queries:
+    """Tiles, in two passes over the keys; with block maps, blocks of queries with all keys."""
+    if all(part.blocks is None for part in parts):
+        parts = tuple(_on_sphere(part) for part in parts)
+        return softplus_blockwise.attend(parts, v_BSGK, q_context, k_context, power)
+    return _by_rows(parts, v_BSGK, q_context, k_context, power)
+
+
+def _by_rows(
     parts: tuple[Part, ...],
     v_BSGK: Values,
     q_context: Context,
@@ -100,7 +116,10 @@ def _reweighted(weights: list[Array], count: Array, power: float) -> list[Array]
 
 
 def _over_sum(weights: list[Array]) -> list[Array]:
-    """Weights that sum to 1, or are all 0."""
+    """Weights that sum to 1, or are all 0; the square of a sum is in gradients, so none is tiny."""
+    top = functools.reduce(jnp.maximum, [w.max(-1, keepdims=True) for w in weights])
+    top = jax.lax.stop_gradient(jnp.where(top > 0, top, 1.0))
+    weights = [w / top for w in weights]
     total = sum(w.sum(-1, keepdims=True) for w in weights)
     return [w / jnp.where(total > 0, total, 1.0) for w in weights]
 

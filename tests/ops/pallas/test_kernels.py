@@ -1,21 +1,23 @@
 """Kernels run as plain JAX, against the reference backend; tiles of 128 at lengths above."""
 
-import dataclasses
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slope_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.scipy.special import logsumexp
+from kernel_cases import arrays, both, close, rows, run, sums_of_terms
 
 from lcm.ops.attention import (
     LinearBias,
     Mask,
     Part,
     SoftCap,
+    blockwise,
     causal,
     chunks,
     compose,
@@ -25,9 +27,11 @@ from lcm.ops.attention import (
     sinks,
     window,
 )
-from lcm.ops.attention.pallas import plan, tiles
-from lcm.ops.attention.pallas.kernel import Runs
+from lcm.ops.attention.pallas import tiles
+from lcm.ops.attention.pallas.walk import Runs, Step
 from lcm.types import Context
+
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 MASKS = {
     "all": Mask(),
@@ -43,60 +47,6 @@ MODS = {
     "bias": LinearBias,
     "capped bias": lambda slopes: compose(SoftCap(1.5), LinearBias(slopes)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _interpreted():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "interpret", True)
-        patch.setattr(plan, "LARGEST", 128)
-        yield
-
-
-def arrays(length, slots, heads=2, kv_heads=1, size=16, dtype=jnp.float32, seed=0):
-    rng = np.random.default_rng(seed)
-    make = lambda n, h: jnp.asarray(rng.normal(size=(2, n, h, size)), dtype)  # noqa: E731
-    return make(length, heads), make(slots, kv_heads), make(slots, kv_heads)
-
-
-def rows(*lengths, total):
-    """Packed rows, each a tuple of lengths of documents; the rest is padding."""
-    positions, segments = np.zeros((2, len(lengths), total), np.int32)
-    for row, documents in enumerate(lengths):
-        starts = np.cumsum((0, *documents))
-        for number, (start, stop) in enumerate(itertools.pairwise(starts), 1):
-            positions[row, start:stop] = np.arange(stop - start)
-            segments[row, start:stop] = number
-    return Context(positions, segments, np.full_like(positions, -1))
-
-
-def run(backend, parts, v, q_where, k_where):
-    out = backend.attend(tuple(parts), v, q_where, k_where, 0.3)
-    return out if isinstance(out, tuple) else (out, None)
-
-
-def both(make_parts, arguments, q_where, k_where):
-    """Outputs and gradients of the kernels and of the reference, for parts made of arguments."""
-
-    def outputs(backend, *arguments):
-        parts, v = make_parts(*arguments)
-        return run(backend, parts, v, q_where, k_where)[0]
-
-    def loss(backend, *arguments):
-        out = outputs(backend, *arguments).astype(jnp.float32)
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
-
-    every = tuple(range(1, len(arguments) + 1))
-    grad = jax.jit(jax.value_and_grad(loss, every, has_aux=True), static_argnums=0)
-    found, expected = (grad(backend, *arguments) for backend in (pallas, reference))
-    return (found[0][1], *found[1]), (expected[0][1], *expected[1])
-
-
-def close(found, expected, tolerance=1e-5):
-    for a, b in zip(found, expected, strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -206,26 +156,12 @@ def test_blocks_between_two_runs_are_not_loaded():
     live, plain = tiles.kinds(info, k_info, ((2, 3), (None, 4)), 128, 128)
     made = tiles.tiles(live, plain)
     runs = Runs(1, 16)
-    loaded = [int(runs.loaded(made.by_query, 0, 15, t, 0, 1)) for t in range(int(made.key_steps))]
+    at = lambda t: Step(0, 0, 15, 0, t)  # noqa: E731
+    loaded = [int(runs.loaded(made.by_query, at(t), 0, 1)) for t in range(int(made.key_steps))]
     assert loaded == [0] + [14] * 14 + [15]
-    assert [int(runs.loaded(made.by_query, 0, 15, t, 1)) for t in range(16)] == [0] * 16
-    kinds = [tuple(map(bool, runs.kind(made.by_query, 0, 0, 15, j))) for j in (13, 14, 15)]
+    assert [int(runs.loaded(made.by_query, at(t), 1)) for t in range(16)] == [0] * 16
+    kinds = [tuple(map(bool, runs.kind(made.by_query, 0, at(j)))) for j in (13, 14, 15)]
     assert kinds == [(False, False), (True, False), (True, False)]
-
-
-def test_lookup_by_position_names_the_way_out():
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
-    class Table:
-        bias_N: jax.Array
-
-        def __call__(self, score, q_pos, k_pos, head):
-            return score + self.bias_N[jnp.clip(q_pos - k_pos, 0, 7)]
-
-    where = rows((20,), (20,), total=20)
-    q, k, v = arrays(20, 20)
-    with pytest.raises(ValueError, match=r'Table .*\(8,\) by position.*backend="blockwise"'):
-        run(pallas, [Part(q, k, causal(), Table(jnp.zeros(8)))], v, where, where)
 
 
 def test_partial_results_merge_to_the_whole():
@@ -270,47 +206,16 @@ def cases(draw):
     return rows(*fit, total=total), kv_heads, shared, size, dtype, parts
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """Scores plus an array of their own shape: its gradient is that of every single score."""
-
-    bias_BHLS: jax.Array
-
-    def __call__(self, score, q_pos, k_pos, head):
-        return score + self.bias_BHLS
-
-
-def sums_of_terms(make, arguments, where):
-    """For each head, the sum of |d_score (i - j)|, of which the slope's gradient is what is left.
-
-    The terms cancel to a thousandth and less, so rounding is to be held against this sum.
-    """
-    (batch, total), heads = where.positions_BL.shape, arguments[-1].size
-
-    def loss(zeros):
-        parts, v = make(*arguments)
-        parts = [
-            dataclasses.replace(part, score_mod=compose(part.score_mod, Added(zero)))
-            for part, zero in zip(parts, zeros, strict=True)
-        ]
-        out = run(reference, parts, v, where, where)[0]
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
-
-    zeros = [jnp.zeros((batch, heads, total, total)) for _ in make(*arguments)[0]]
-    distance = where.positions_BL[:, :, None] - where.positions_BL[:, None]
-    return sum(np.abs(d * distance[:, None]).sum((0, 2, 3)) for d in jax.jit(jax.grad(loss))(zeros))
+def parts_of(chosen, q, k, v, slopes):
+    return [Part(q, k, MASKS[mask], MODS[mod](slopes)) for mask, mod in chosen], v
 
 
 def check_case(case):
-    """In bfloat16 without slopes: rounding may be as large as what is left of their sum."""
     where, kv_heads, shared, size, dtype, chosen = case
     total, heads = where.positions_BL.shape[1], kv_heads * shared
     q, k, v = arrays(total, total, heads, kv_heads, size, jnp.dtype(dtype))
 
-    def make(q, k, v, slopes):
-        return [Part(q, k, MASKS[mask], MODS[mod](slopes)) for mask, mod in chosen], v
-
+    make = functools.partial(parts_of, chosen)
     arguments = q, k, v, jnp.linspace(0.5, 0.1, heads)
     (*found, d_slopes), (*expected, d_expected) = both(make, arguments, where, where)
     close(found, expected, 2e-5 if dtype == "float32" else 4e-2)
@@ -318,6 +223,37 @@ def check_case(case):
     if dtype == "float32":
         rounding = np.finfo(np.float32).eps * sums_of_terms(make, arguments, where)
         assert (np.abs(d_slopes - d_expected) <= rounding).all()
+    else:
+        check_slopes(arguments, chosen, where, d_slopes)
+
+
+def check_slopes(arguments, chosen, where, d_slopes):
+    """In bfloat16: within what rounded outputs leave uncertain."""
+    q, k, v, slopes = arguments
+    d_out = jnp.cos(jnp.arange(q.size).reshape(q.shape)).astype(v.dtype)
+    parts = [
+        (q, k, MASKS[mask], 1.5 if mod == "capped bias" else None, "bias" in mod)
+        for mask, mod in chosen
+    ]
+    exact, deviation = slope_oracle.gradient(parts, v, slopes, d_out, where, 0.3)
+    terms = sums_of_terms(functools.partial(parts_of, chosen), arguments, where)
+    rounding = np.finfo(np.float32).eps * terms
+    assert (np.abs(d_slopes - exact) <= 5 * deviation + rounding).all()
+
+
+@pytest.mark.parametrize("backend", [pallas, reference, blockwise])
+@pytest.mark.parametrize("size", [16, 128])
+def test_slopes_in_bfloat16(backend, size):
+    """Every backend is as far off as rounding explains, and no further."""
+    where, chosen = rows((150, 80, 40), (290,), total=300), [("causal", "bias")]
+    arguments = *arrays(300, 300, 4, 2, size, jnp.bfloat16), jnp.linspace(0.5, 0.1, 4)
+
+    def loss(*arguments):
+        parts, v = parts_of(chosen, *arguments)
+        out = run(backend, parts, v, where, where)[0].astype(jnp.float32)
+        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
+
+    check_slopes(arguments, chosen, where, jax.jit(jax.grad(loss, 3))(*arguments))
 
 
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)

@@ -15,12 +15,12 @@ from lcm.ops.attention import Part, attend, causal
 PROGRAM = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
-from lcm.ops.attention import LinearBias, Part, causal, pallas, sharded, window
+from lcm.ops.attention import BlockMap, LinearBias, Part, causal, pallas, sharded, window
 from lcm.ops.attention.pallas import plan
 from lcm.types import Context
 
 plan.interpret, plan.LARGEST = True, 128
-kv_heads, batch = map(int, sys.argv[1:])
+kv_heads, batch = map(int, sys.argv[1:3])
 rng = np.random.default_rng(0)
 make = lambda n: jnp.asarray(rng.normal(size=(batch, 140, n, 16)), jnp.float32)
 q, k, v, slopes = make(4), make(kv_heads), make(kv_heads), jnp.array([0.5, 0.25, 0.1, 0.0])
@@ -28,9 +28,14 @@ positions = np.stack([np.r_[np.arange(90), np.arange(50)]] * batch).astype(np.in
 segments = np.stack([np.repeat([1, 2], [90, 50])] * batch).astype(np.int32)
 where = Context(positions, segments, positions)
 
+maps = None, None
+if sys.argv[3:]:
+    listed = rng.integers(0, 5, (4, 5, 3)).astype(np.int32)
+    maps = BlockMap(32, listed), BlockMap(32, jnp.asarray(listed[:1]))
+
 def run(q, k, v, slopes):
-    near = Part(q, k, causal() & window(40), LinearBias(slopes))
-    far = Part(q, k, causal() & ~window(40))
+    near = Part(q, k, causal() & window(40), LinearBias(slopes), maps[0])
+    far = Part(q, k, causal() & ~window(40), blocks=maps[1])
     return sharded.over_mesh(pallas.attend)((near, far), v, where, where, 0.25)
 
 def loss(*args):
@@ -50,13 +55,18 @@ print(meshed[0].out_BLHK.sharding.shard_shape(q.shape))
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "batch", "shard"),
-    [(2, 2, (1, 140, 2, 16)), (1, 2, (1, 140, 2, 16)), (4, 3, (3, 140, 2, 16))],
-    ids=["rows and heads", "one key head for two devices", "rows that do not divide"],
+    ("kv_heads", "batch", "shard", "maps"),
+    [
+        (2, 2, (1, 140, 2, 16), []),
+        (1, 2, (1, 140, 2, 16), []),
+        (4, 3, (3, 140, 2, 16), []),
+        (2, 2, (1, 140, 2, 16), ["maps"]),
+    ],
+    ids=["rows and heads", "one key head for two devices", "rows that do not divide", "maps"],
 )
-def test_a_mesh_changes_nothing(kv_heads, batch, shard):
+def test_a_mesh_changes_nothing(kv_heads, batch, shard, maps):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-c", PROGRAM, str(kv_heads), str(batch)]
+    command = [sys.executable, "-c", PROGRAM, str(kv_heads), str(batch), *maps]
     done = subprocess.run(
         command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lcm.ops.attention.decode import kernel, reference
 from lcm.ops.attention.decode.cache import Cache
 from lcm.ops.attention.decode.rotation import Rotation
+from lcm.ops.attention.decode.sharded import over_mesh
 from lcm.ops.attention.mask import Mask, causal
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
@@ -26,7 +27,7 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "reference": Backend(reference.decode, ("cpu", "gpu", "tpu")),
-    "pallas": Backend(kernel.decode, ("tpu",)),
+    "pallas": Backend(over_mesh(kernel.decode), ("tpu",)),
 }
 
 
@@ -48,6 +49,8 @@ def decode(
 
         merge(decode(q, cache, mask=causal() & window(w)),
               decode(q, cache, mask=causal() & sinks(n) & ~window(w)))
+
+    Under a mesh each device has its own rows and heads, see `decode.sharded` for where pages lie.
 
     Args:
         q_BLHK: 1 to 16 queries a row, rotated already if the encoding rotates.

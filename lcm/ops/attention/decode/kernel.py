@@ -21,7 +21,7 @@ added at the end, since sums along lanes are dear.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,12 +29,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lcm.ops.attention.decode import crossing
 from lcm.ops.attention.decode.cache import Cache
 from lcm.ops.attention.decode.layout import LANES, Layout
-from lcm.ops.attention.decode.modification import Modification, split
 from lcm.ops.attention.decode.reference import out_dtype
 from lcm.ops.attention.decode.rotation import Rotation, swapped, turns
 from lcm.ops.attention.mask import FAR, Mask
+from lcm.ops.attention.modification import Modification, Split, is_floating
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
 from lcm.types import Array, Queries
@@ -44,7 +45,7 @@ TOKENS = 512  # of a step, if they leave room in vector memory
 BUFFERS = 8 << 20  # bytes of keys and values in flight, unless one page has more
 VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 FLOOR = -1e30  # below every score, above the -inf of a hidden one: where row maxima start
-LOWER, UPPER, OWN = range(3)  # columns of integers; from OWN on, of a score modification
+LOWER, UPPER = range(2)  # columns of integers, before those of a score modification
 
 Ref = Any
 
@@ -61,6 +62,11 @@ class Plan:
     pairs: int | None  # R, where keys are rotated
     mod: Modification | None
     quantised: bool
+
+    @property
+    def split(self) -> Split | None:
+        """The score modification for a group's rows and a step's tokens."""
+        return self.mod and self.mod.for_rows(self.layout.rows, self.tokens)
 
     @property
     def tokens(self) -> int:
@@ -98,7 +104,7 @@ def decode(
     layout = Layout(length, heads, cache.kv_heads, size)
     pages = _pages_of_step(cache)
     tokens = pages * cache.page
-    mod = None if score_mod is None else split(score_mod, layout.rows, tokens)
+    mod = None if score_mod is None else Modification.of(score_mod)
     quantised = cache.k_PTM.dtype == jnp.int8
     compute = q_BLHK.dtype if quantised else cache.k_PTM.dtype
     pairs = None if rotation is None else rotation.inv_freq_R.shape[0]
@@ -109,11 +115,13 @@ def decode(
     lower, upper = _seen(mask, q_pos, cache)
     run = _run(lower, upper, cache.page)
     columns = [layout.columns(lower, 0), layout.columns(upper, -1)]
-    scalars, real = [], []
+    scalars, real, looked_up = [], [], []
     if mod is not None:
-        for x in mod.numbers(score_mod, layout.columns(q_pos, 0), layout.head_numbers()):
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            (scalars if x.ndim == 0 else real if floating else columns).append(x)
+        numbers, looked_up = crossing.crossing(
+            plan.mod, plan.split, score_mod, layout.columns(q_pos, 0), layout.head_numbers()
+        )
+        for x in numbers:
+            (scalars if x.ndim == 0 else real if is_floating(x) else columns).append(x)
     q = [(q_BLHK.astype(jnp.float32) * scale).astype(compute)]
     tables = []
     if rotation is not None:
@@ -125,7 +133,8 @@ def decode(
             turns(rotation, jnp.arange(tokens), size, layout.together),
             turns(unscaled, jnp.array([tokens]), size, layout.together),
         ]
-    known = [_stacked(columns, jnp.int32), *([_stacked(real, jnp.float32)] if real else [])]
+    known = [_stacked(columns, jnp.int32)]
+    known += [_stacked(x, jnp.float32) for x in (real, looked_up) if x]
     out, lse = _call(
         plan,
         run,
@@ -196,7 +205,7 @@ def _call(
     steps = jnp.maximum(1, pl.cdiv((run.last - run.first + 1).max(), plan.pages))
     prefetched = [run.first, run.last, _order(plan, run, cache.pages_BN).reshape(-1)]
     if plan.mod is not None:
-        prefetched += [_scalars(scalars, floating) for floating in (False, True)]
+        prefetched += [crossing.packed(scalars, floating) for floating in (False, True)]
     of_row = lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda b, s, *_: (b, 0, 0, 0))  # noqa: E731
     of_all = lambda x: pl.BlockSpec(x.shape, lambda b, s, *_: (0,) * x.ndim)  # noqa: E731
     paged = [cache.k_PTM, cache.v_PTM]
@@ -258,13 +267,6 @@ def _page(plan: Plan, x: Array, n: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *x.shape[1:]), index)
 
 
-def _scalars(scalars: list[Array], floating: bool) -> Array:
-    """Numbers of a score modification that are for all rows, never an empty array."""
-    dtype = jnp.float32 if floating else jnp.int32
-    some = [x for x in scalars if jnp.issubdtype(x.dtype, jnp.floating) == floating]
-    return jnp.stack([x.astype(dtype) for x in some] or [jnp.zeros((), dtype)])
-
-
 def _cost(plan: Plan, cache: Cache, mask: Mask, arrays: Sequence[Array]) -> pl.CostEstimate:
     """Work on full rows, as far as the mask's reach is known before it runs.
 
@@ -294,7 +296,9 @@ def _kernel(plan: Plan, first: Ref, last: Ref, order: Ref, *refs: Ref) -> None:
     rotated, halves = plan.pairs is not None, 1 if plan.pairs is None else 2
     scalars = take(0 if plan.mod is None else 2)
     q, integers = take(halves), next(refs)
-    real = take(1) if plan.mod is not None and plan.mod.floats else []
+    split = plan.split
+    real = take(1 if split is not None and crossing.has_real_columns(split) else 0)
+    looked_up = take(1 if split is not None and split.lookups else 0)
     turn, step_turn = take(2) if rotated else (None, None)
     k, v = take(plan.pages), take(plan.pages)
     k_scale, v_scale = (take(plan.pages if plan.quantised else 0) for _ in range(2))
@@ -323,8 +327,10 @@ def _kernel(plan: Plan, first: Ref, last: Ref, order: Ref, *refs: Ref) -> None:
         if k_scale:
             score = score * _per_row(plan, k_scale, group)
         if plan.mod is not None:
-            given = _given(plan.mod, scalars, integers[group], [x[group] for x in real])
-            score = plan.mod(score, k_pos, given)
+            numbers = crossing.given(
+                split, scalars, integers[group][:, UPPER + 1 :], [x[group] for x in real]
+            )
+            score = split([*numbers], [*crossing.tables(split, looked_up, group)], score, k_pos)
         if plan.mod is None:
             score = score + hidden[...]
         else:  # which may be no number where it is not seen
@@ -392,21 +398,6 @@ def _per_row(plan: Plan, scales: Sequence[Ref], group: int) -> Array:
         row = jnp.concatenate([page[at : at + 1] for page in scales], 1)
         scale = jnp.where(head == n, row, scale)
     return scale
-
-
-def _given(
-    mod: Modification, scalars: Sequence[Ref], integers: Array, real: Sequence[Array]
-) -> Iterator[Array]:
-    """What crosses into the kernel, in order, from where `decode` put it."""
-    at = {"integer": iter(range(OWN, integers.shape[1])), "float": iter(range(LANES))}
-    scalar_at = {"integer": iter(range(LANES)), "float": iter(range(LANES))}
-    for aval in mod.crossing:
-        kind = "float" if jnp.issubdtype(aval.dtype, jnp.floating) else "integer"
-        if mod.is_column(aval):
-            n = next(at[kind])
-            yield (real[0] if kind == "float" else integers)[:, n : n + 1]
-        else:
-            yield scalars[kind == "float"][next(scalar_at[kind])]
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:

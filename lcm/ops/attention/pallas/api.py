@@ -5,33 +5,40 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lcm.ops.attention.pallas import backward, tiles
+from lcm.ops.attention.modification import Modification, is_floating
+from lcm.ops.attention.pallas import backward, maps, tiles, visits
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.forward import forward
 from lcm.ops.attention.pallas.kernel import LOG2E
-from lcm.ops.attention.pallas.modification import Modification
 from lcm.ops.attention.pallas.plan import Plan
+from lcm.ops.attention.pallas.visits import Room
 from lcm.ops.attention.part import Part, Partial
 from lcm.types import Array, Context, Values
 
 
 class _Inputs(NamedTuple):
-    """Queries `[B, H, L, K]`, keys and values `[B, G, S, K]`, numbers of modifications."""
+    """Queries `[B, H, L, K]`, keys and values `[B, G, S, K]`, what modifications cross with."""
 
     q: tuple[Array, ...]
     k: tuple[Array, ...]
     v: Array
     floats: Array
+    tables: Array
 
 
 class _Places(NamedTuple):
-    """Segments, positions and intervals `[B, rows, L]` and `[B, rows, S]`; the table of tiles."""
+    """What is known of queries and keys, `[B, rows, L]` and `[B, rows, S]`; which tiles to compute.
+
+    Segments, positions and intervals of queries; segments, positions and blocks of maps of keys.
+    """
 
     q_info: Array
     k_info: Array
     tiles: tiles.Tiles
     integers: Array
+    lists: tuple[Array, ...]
 
 
 def attend(
@@ -43,25 +50,27 @@ def attend(
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
 
     Raises:
-        ValueError: for a part with a block map, or a score modification that looks up an array by
-            position.
+        ValueError: for block maps of too small blocks or too many tiles, or a score modification
+            that looks up more by position than a kernel can.
     """
-    if any(part.blocks is not None for part in parts):
-        raise ValueError('TPU kernels take no block maps yet: use backend="blockwise"')
-    length, heads, size = parts[0].q_BLHK.shape[1:]
-    slots, kv_heads = v_BSGK.shape[1:3]
-    largest = plans.largest(size, v_BSGK.dtype)
-    queries, keys = plans.block(length, largest), plans.block(slots, largest)
+    length, heads = parts[0].q_BLHK.shape[1:3]
+    kv_heads = v_BSGK.shape[2]
+    mapped = [part.blocks for part in parts if part.blocks is not None]
+    queries, keys = sides = _sides(parts)
     q_info, rows = _known_of_queries(parts, q_context, queries)
-    k_info = _known_of_keys(k_context, keys)
+    k_info, forms = _known_of_keys(parts, k_context, keys)
     masks = tuple(part.mask for part in parts)
     band = tiles.reach(masks) if q_context is k_context else (None, None)
     near = tiles.inside(band, q_info.shape[2] // queries, k_info.shape[2] // keys, queries, keys)
-    live, plain = tiles.kinds(q_info, k_info, rows, queries, keys)
+    live, plain = (x & near for x in tiles.kinds(q_info, k_info, rows, queries, keys))
+    pairs, room, table = int(near.sum()) * queries * keys, None, None
+    if mapped:
+        table, room = _visited(parts, live, plain, near, sides)
+        pairs = room.by_query * queries * keys
     mods = tuple(
         None if part.score_mod is None else Modification.of(part.score_mod) for part in parts
     )
-    integers, floats = _numbers(parts, mods, heads)
+    integers, floats, tables = _numbers(parts, mods, heads)
     plan = Plan(
         heads,
         kv_heads,
@@ -69,7 +78,9 @@ def attend(
         keys,
         rows,
         mods,
-        int(near.sum()) * queries * keys,
+        forms,
+        room,
+        pairs,
         plans.interpret,
     )
 
@@ -86,8 +97,11 @@ def attend(
         tuple(key_blocks(part.k_BSGK) for part in parts),
         key_blocks(v_BSGK),
         floats,
+        tables,
     )
-    places = _Places(q_info, k_info, tiles.tiles(live & near, plain & near), integers)
+    table = tiles.tiles(live, plain) if table is None else table
+    listed = tuple(maps.lists(blocks, q_info.shape[2]) for blocks in mapped)
+    places = _Places(q_info, k_info, table, integers, listed)
     out, lse = _attention(plan, inputs, places)
     return Partial(out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length])
 
@@ -100,7 +114,9 @@ def _attention(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[Array, Arr
 def _forward(plan: Plan, inputs: _Inputs, places: _Places) -> tuple[tuple[Array, Array], Any]:
     run = places.tiles
     known = places.q_info, places.k_info, run.by_query, run.key_steps, places.integers
-    out, lse = forward(plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats)
+    out, lse = forward(
+        plan, inputs.q, inputs.k, inputs.v, *known, inputs.floats, inputs.tables, places.lists
+    )
     lse = lse[:, :, 0]
     return (out, lse), (inputs, places, out, lse)
 
@@ -118,11 +134,12 @@ def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs,
         places.q_info,
         places.k_info,
         places.integers,
+        places.lists,
     )
     run = places.tiles
-    d_q, d_floats = backward.of_queries(plan, given, run.by_query, run.key_steps)
+    d_q, d_floats, d_tables = backward.of_queries(plan, given, run.by_query, run.key_steps)
     d_k, d_v = backward.of_keys(plan, given, run.by_key, run.query_steps)
-    return _Inputs(d_q, d_k, d_v, d_floats), None
+    return _Inputs(d_q, d_k, d_v, d_floats, d_tables), None
 
 
 _attention.defvjp(_forward, _backward)
@@ -142,11 +159,86 @@ def _known_of_queries(
     return _stacked(known, block), tuple(rows)
 
 
-def _known_of_keys(context: Context, block: int) -> Array:
-    """Segments, -1 where padding so that no query has it, and positions."""
-    known = _stacked([context.segments_BL, context.positions_BL], block)
+def _known_of_keys(
+    parts: tuple[Part, ...], context: Context, block: int
+) -> tuple[Array, tuple[maps.Form | None, ...]]:
+    """Segments, -1 where padding so that no query has it, positions, and blocks of each map."""
+    known, forms = [context.segments_BL, context.positions_BL], []
+    slot = jnp.arange(context.segments_BL.shape[1])
+    for blocks in (part.blocks for part in parts):
+        form = None if blocks is None else maps.Form(blocks.size, len(known))
+        forms.append(form)
+        if form is not None:
+            known.append(jnp.broadcast_to(slot // blocks.size, context.segments_BL.shape))
+    known = _stacked(known, block)
     segments = known[:, tiles.SEGMENT]
-    return known.at[:, tiles.SEGMENT].set(jnp.where(segments > 0, segments, -1))
+    known = known.at[:, tiles.SEGMENT].set(jnp.where(segments > 0, segments, -1))
+    return known, tuple(forms)
+
+
+def _visited(
+    parts: tuple[Part, ...], live: Array, plain: Array, near: np.ndarray, sides: tuple[int, int]
+) -> tuple[tiles.Tiles, Room]:
+    """Lists of the tiles that masks, segments and maps leave, and their size, known before."""
+    batch, (heads, kv_heads) = live.shape[1], (parts[0].q_BLHK.shape[2], parts[0].k_BSGK.shape[2])
+    some, every = zip(*(_listed(part, near, sides) for part in parts), strict=True)
+    room = _room(parts, near, some, sides)
+    room.check(batch)
+
+    def of_parts(kind: Array, listed: tuple) -> Array:
+        shape = batch, room.heads, *near.shape
+        pairs = zip(kind, listed, strict=True)
+        return jnp.stack([jnp.broadcast_to(x[:, None] & own, shape) for x, own in pairs])
+
+    live, plain = of_parts(live, some), of_parts(plain, every)
+    return visits.visits(live, plain, room, kv_heads, heads // kv_heads), room
+
+
+def _listed(
+    part: Part, near: np.ndarray, sides: tuple[int, int]
+) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    """Tiles that a part's map lists some of and all of, `[H or 1, q_blocks, k_blocks]`."""
+    if part.blocks is None:
+        return np.ones((1, *near.shape), bool), np.ones((1, *near.shape), bool)
+    return maps.kinds(part.blocks, part.k_BSGK.shape[1], near.shape, sides)
+
+
+def _room(parts: tuple[Part, ...], near: np.ndarray, some: tuple, sides: tuple[int, int]) -> Room:
+    """The size of the lists of tiles."""
+    length, heads = parts[0].q_BLHK.shape[1:3]
+    kv_heads = parts[0].k_BSGK.shape[2]
+    most = [
+        np.full(near.shape[0], near.shape[1])
+        if part.blocks is None
+        else maps.most(part.blocks, length, near.shape, sides)
+        for part in parts
+    ]
+    return visits.room(near, some, most, kv_heads, heads // kv_heads)
+
+
+def _sides(parts: tuple[Part, ...]) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    (_, length, _, size), slots = parts[0].q_BLHK.shape, parts[0].k_BSGK.shape[1]
+    largest = plans.largest(size, parts[0].k_BSGK.dtype)
+    mapped = [part.blocks for part in parts if part.blocks is not None]
+    largest = maps.side(mapped, largest) if mapped else largest
+    return plans.block(length, largest), plans.block(slots, largest)
+
+
+def fits(parts: tuple[Part, ...]) -> bool:
+    """Whether block maps, where there are any, fit in scalar memory: if not `attend` refuses."""
+    if all(part.blocks is None for part in parts):
+        return True
+    (batch, length, _, _), slots = parts[0].q_BLHK.shape, parts[0].k_BSGK.shape[1]
+    try:
+        sides = _sides(parts)
+        counts = -(-length // sides[0]), -(-slots // sides[1])
+        band = tiles.reach(tuple(p.mask for p in parts)) if length == slots else (None, None)
+        near = tiles.inside(band, *counts, *sides)
+        _room(parts, near, tuple(_listed(p, near, sides)[0] for p in parts), sides).check(batch)
+    except ValueError:
+        return False
+    return True
 
 
 def _stacked(known: list[Array], block: int) -> Array:
@@ -156,17 +248,24 @@ def _stacked(known: list[Array], block: int) -> Array:
     return jnp.pad(known, ((0, 0), (0, -rows % 8), (0, -length % block)))
 
 
-def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, Array]:
-    """Numbers of all modifications, all heads of one number together; never an empty array."""
-    integers, floats = [], []
+def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, Array, Array]:
+    """Integers and floats of all modifications, all heads of one together, and tables `[H, 1, N]`.
+
+    Never an empty array.
+    """
+    integers, floats, tables = [], [], []
     for part, mod in zip(parts, mods, strict=True):
         if mod is not None:
             leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(part.score_mod)]
-            whole, real = mod.numbers(leaves, heads)
-            integers, floats = integers + whole, floats + real
+            cross = functools.partial(mod.for_head((8, 1), (1, plans.LANES)).cross, *leaves)
+            numbers, own = jax.vmap(cross)(jnp.arange(heads, dtype=jnp.int32))
+            for x in numbers:
+                (floats if is_floating(x) else integers).append(x.reshape(heads))
+            tables += own
     integers = [x.astype(jnp.int32) for x in integers] or [jnp.zeros(1, jnp.int32)]
     floats = [x.astype(jnp.float32) for x in floats] or [jnp.zeros(1)]
-    return jnp.concatenate(integers), jnp.concatenate(floats)
+    tables = tables or [jnp.zeros((heads, 1, plans.LANES))]
+    return jnp.concatenate(integers), jnp.concatenate(floats), jnp.concatenate(tables, -1)
 
 
 def _padded(x: Array, block: int) -> Array:

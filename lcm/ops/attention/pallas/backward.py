@@ -4,7 +4,9 @@
     dq = ds k          dk = ds^T q                dv = p^T do
 
 A gradient of the log-sum-exp adds p to ds, so it only moves delta. The kernel of queries also sums
-the gradients of the numbers of score modifications, which belong to a query head.
+the gradients of the numbers of score modifications, which belong to a query head, from unrounded
+ds. In bfloat16 they are as uncertain as delta, whose o is rounded and a sum of rounded p: some 2 %
+of ALiBi's slopes, in every backend (tests/ops/pallas/slope_oracle.py).
 """
 
 import functools
@@ -15,16 +17,20 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lcm.ops.attention.pallas import maps
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.kernel import (
     LN2,
     KeyGrid,
+    Own,
     QueryGrid,
     Ref,
-    Runs,
+    column,
     dot,
     each_part,
-    numbers,
+    first_block,
+    modified,
+    own,
     scores,
     visible,
     wide,
@@ -41,36 +47,42 @@ class Given(NamedTuple):
     k: tuple[Array, ...]
     v: Array
     floats: Array
+    tables: Array
     d_out: Array
     lse: Array
     delta: Array
     q_info: Array
     k_info: Array
     integers: Array
+    lists: tuple[Array, ...]
 
 
 def of_queries(
     plan: Plan, given: Given, table: Array, steps: Array
-) -> tuple[tuple[Array, ...], Array]:
-    """Gradients of each part's queries and of the numbers of score modifications."""
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """Gradients of each part's queries, and of numbers and tables of score modifications."""
     batch, heads, length, size = given.q[0].shape
-    runs = Runs(batch, length // plan.queries)
-    blocked = QueryGrid(plan, runs, size)
+    walk = plan.walk(batch, length // plan.queries, of_keys=False)
+    blocks, _, steps = walk.grid(1, steps)
+    blocked = QueryGrid(plan, walk, size)
     rows, columns = given.q_info.shape[1], given.k_info.shape[1]
-    floats = max(1, plan.slots(len(plan.mods))[1])
     arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
+    looked_up = given.tables, *given.lists
     out = (
         *[jax.ShapeDtypeStruct(q.shape, q.dtype) for q in given.q],
-        jax.ShapeDtypeStruct((batch, heads, floats, LANES), jnp.float32),
+        jax.ShapeDtypeStruct((batch, heads, plan.floats, LANES), jnp.float32),
+        jax.ShapeDtypeStruct((batch, heads, 1, plan.lanes), jnp.float32),
     )
-    *d_q, d_floats = pl.pallas_call(
-        functools.partial(_query_kernel, plan, runs),
+    *d_q, d_floats, d_tables = pl.pallas_call(
+        functools.partial(_query_kernel, plan, blocked),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, heads, runs.blocks, steps),
+            grid=(batch, heads, blocks, steps),
             in_specs=[
                 blocked.q_info(rows),
                 blocked.k_info(columns),
+                blocked.tables(),
+                *[blocked.lists(x) for x in given.lists],
                 *[blocked.queries() for _ in given.q],
                 *[blocked.keys(n) for n in range(len(given.k))],
                 blocked.keys(*plan.parts),
@@ -80,7 +92,8 @@ def of_queries(
             ],
             out_specs=[
                 *[blocked.queries() for _ in given.q],
-                pl.BlockSpec((None, None, floats, LANES), lambda b, h, *_: (b, h, 0, 0)),
+                pl.BlockSpec((None, None, plan.floats, LANES), lambda b, h, *_: (b, h, 0, 0)),
+                pl.BlockSpec((None, None, 1, plan.lanes), lambda b, h, *_: (b, h, 0, 0)),
             ],
             scratch_shapes=[
                 *[pltpu.VMEM((plan.queries, size), jnp.float32) for _ in given.q],
@@ -94,45 +107,40 @@ def of_queries(
         cost_estimate=plans.cost(plan, arrays, out, matmuls=3),
         interpret=plan.interpret,
         name="attention_queries_gradient",
-    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    )(table, given.integers, given.floats, given.q_info, given.k_info, *looked_up, *arrays)
     d_floats = d_floats[..., 0].sum(0).T.reshape(-1)
-    return tuple(d_q), d_floats[: given.floats.size]
+    return tuple(d_q), d_floats[: given.floats.size], d_tables.sum(0)
 
 
 def _query_kernel(
     plan: Plan,
-    runs: Runs,
+    blocked: QueryGrid,
     table: Ref,
     integers: Ref,
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
-    parts = len(plan.rows)
-    q, k, (v, d_out, lse, delta), refs = (
-        refs[:parts],
-        refs[parts : 2 * parts],
-        refs[2 * parts : 2 * parts + 4],
-        refs[2 * parts + 4 :],
-    )
-    d_q, d_floats, acc, (columns, lse_wide, delta_wide) = (
-        refs[:parts],
-        refs[parts],
-        refs[parts + 1 : 2 * parts + 1],
-        refs[2 * parts + 1 :],
-    )
-    b, h, i, t = (pl.program_id(axis) for axis in range(4))
+    parts, mapped, refs = len(plan.rows), plan.lists(len(plan.maps)), iter(refs)
+    take = lambda count: [next(refs) for _ in range(count)]  # noqa: E731
+    lists, q, k, (v, d_out, lse, delta) = take(mapped), take(parts), take(parts), take(4)
+    d_q, (d_floats, d_tables), acc = take(parts), take(2), take(parts)
+    columns, lse_wide, delta_wide = take(3)
+    walk, step = blocked.walk, blocked.step(*(pl.program_id(axis) for axis in range(4)))
+    starts, ends = walk.ends(table, step, 1, pl.num_programs(3))
 
-    @pl.when((i == 0) & (t == 0))
+    @pl.when((step.own == 0) & (step.t == 0))
     def _():
         d_floats[...] = jnp.zeros_like(d_floats)
+        d_tables[...] = jnp.zeros_like(d_tables)
 
-    @pl.when(t == 0)
+    @pl.when(starts)
     def _():
         columns[...] = q_info[...].T
-        for row, column in ((lse, lse_wide), (delta, delta_wide)):
-            column[...] = jnp.broadcast_to(row[...], (LANES, plan.queries)).T
+        for row, wider in ((lse, lse_wide), (delta, delta_wide)):
+            wider[...] = column(row[...])
         for total in acc:
             total[...] = jnp.zeros_like(total)
 
@@ -141,26 +149,34 @@ def _query_kernel(
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
         raw, mod = dot(q[n][...], k[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
-            whole, real = numbers(plan, n, integers, floats, h)
-            modify = lambda raw, *real: mod(  # noqa: E731
-                raw, of_query(POSITION), of_key(POSITION), whole, real
+            whole, *real = own(plan, n, integers, floats, tables, step.head)
+            modify = lambda raw, *real: modified(  # noqa: E731
+                mod, raw, of_query(POSITION), of_key(POSITION), Own(whole, *real)
             )
             raw, pull = jax.vjp(modify, raw, *real)
-        seen = visible(plan, n, of_query, of_key) if masked else None
+        word = first = seen = None
+        if masked and plan.maps[n] is not None:
+            first = first_block(plan, n, walk.other(table, step))
+            word = column(maps.words(lists[plan.lists(n)][...], first), 8)[:, :1]
+        if masked:
+            seen = visible(plan, n, of_query, of_key, word, first)
         score = scores(raw, mod is not None, seen)
         p = jnp.exp2(score - wide(lse_wide[...], plan.keys))
         d_p = dot(d_out[...], v[...], (1, 1))
         d_score = p * (d_p - wide(delta_wide[...], plan.keys))
         if mod is not None:
-            d_score, *d_own = pull(d_score)
-            first = plan.slots(n)[1]
-            for m, d in enumerate(d_own, first):
+            d_score, d_real, d_own_tables = pull(d_score)
+            _, first, at = plan.slots(n)
+            for m, d in enumerate(d_real, first):
                 d_floats[m : m + 1] += jnp.full((1, LANES), d)
+            for d in d_own_tables:
+                d_tables[:, at : at + d.shape[1]] += d
+                at += d.shape[1]
         acc[n][...] += dot(d_score.astype(k[n].dtype), k[n][...], (1, 0))
 
-    each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
+    each_part(plan, walk, table, step, add)
 
-    @pl.when(t == pl.num_programs(3) - 1)
+    @pl.when(ends)
     def _():
         for d, total, mod in zip(d_q, acc, plan.mods, strict=True):
             d[...] = (total[...] * (LN2 if mod is None else 1.0)).astype(d.dtype)
@@ -171,19 +187,23 @@ def of_keys(
 ) -> tuple[tuple[Array, ...], Array]:
     """Gradients of each part's keys and of the values; tiles are keys by queries."""
     batch, kv_heads, slots, size = given.v.shape
-    runs = Runs(batch, slots // plan.keys)
-    blocked = KeyGrid(plan, runs, size)
+    walk = plan.walk(batch, slots // plan.keys, of_keys=True)
+    blocks, shared, steps = walk.grid(plan.shared, steps)
+    blocked = KeyGrid(plan, walk, size)
     rows, columns = given.q_info.shape[1], given.k_info.shape[1]
     arrays = *given.q, *given.k, given.v, given.d_out, given.lse, given.delta
+    looked_up = given.tables, *given.lists
     out = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*given.k, given.v))
     *d_k, d_v = pl.pallas_call(
-        functools.partial(_key_kernel, plan, runs),
+        functools.partial(_key_kernel, plan, blocked),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, kv_heads, runs.blocks, plan.shared, steps),
+            grid=(batch, kv_heads, blocks, shared, steps),
             in_specs=[
                 blocked.q_info(rows),
                 blocked.k_info(columns),
+                blocked.tables(),
+                *[blocked.lists(x) for x in given.lists],
                 *[blocked.queries(n) for n in range(len(given.q))],
                 *[blocked.keys() for _ in given.k],
                 blocked.keys(),
@@ -202,31 +222,29 @@ def of_keys(
         cost_estimate=plans.cost(plan, arrays, out, matmuls=4),
         interpret=plan.interpret,
         name="attention_keys_gradient",
-    )(table, given.integers, given.floats, given.q_info, given.k_info, *arrays)
+    )(table, given.integers, given.floats, given.q_info, given.k_info, *looked_up, *arrays)
     return tuple(d_k), d_v
 
 
 def _key_kernel(
     plan: Plan,
-    runs: Runs,
+    blocked: KeyGrid,
     table: Ref,
     integers: Ref,
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
-    parts = len(plan.rows)
-    q, k, (v, d_out, lse, delta), refs = (
-        refs[:parts],
-        refs[parts : 2 * parts],
-        refs[2 * parts : 2 * parts + 4],
-        refs[2 * parts + 4 :],
-    )
-    d_kv, acc, columns = refs[: parts + 1], refs[parts + 1 : -1], refs[-1]
-    b, g, j, r, t = (pl.program_id(axis) for axis in range(5))
+    parts, mapped, refs = len(plan.rows), plan.lists(len(plan.maps)), iter(refs)
+    take = lambda count: [next(refs) for _ in range(count)]  # noqa: E731
+    lists, q, k, (v, d_out, lse, delta) = take(mapped), take(parts), take(parts), take(4)
+    d_kv, acc, (columns,) = take(parts + 1), take(parts + 1), take(1)
+    walk, step = blocked.walk, blocked.step(*(pl.program_id(axis) for axis in range(5)))
+    starts, ends = walk.ends(table, step, plan.shared, pl.num_programs(4))
 
-    @pl.when((r == 0) & (t == 0))
+    @pl.when(starts)
     def _():
         columns[...] = k_info[...].T
         for total in acc:
@@ -237,10 +255,17 @@ def _key_kernel(
         of_key = lambda row: columns[:, row : row + 1]  # noqa: E731
         raw, mod = dot(k[n][...], q[n][...], (1, 1)), plan.mods[n]
         if mod is not None:
-            own = numbers(plan, n, integers, floats, g * plan.shared + r)
-            modify = lambda raw: mod(raw, of_query(POSITION), of_key(POSITION), *own)  # noqa: E731
+            mine = own(plan, n, integers, floats, tables, blocked.head(table, step))
+            modify = lambda raw: modified(  # noqa: E731
+                mod, raw, of_query(POSITION), of_key(POSITION), mine
+            )
             raw, pull = jax.vjp(modify, raw)
-        seen = visible(plan, n, of_query, of_key) if masked else None
+        word = first = seen = None
+        if masked and plan.maps[n] is not None:
+            first = first_block(plan, n, walk.own(table, step))
+            word = maps.words(lists[plan.lists(n)][...], first)
+        if masked:
+            seen = visible(plan, n, of_query, of_key, word, first)
         p = jnp.exp2(scores(raw, mod is not None, seen) - lse[...])
         acc[-1][...] += dot(p.astype(d_out.dtype), d_out[...], (1, 0))
         d_p = dot(v[...], d_out[...], (1, 1))
@@ -249,9 +274,9 @@ def _key_kernel(
             (d_score,) = pull(d_score)
         acc[n][...] += dot(d_score.astype(q[n].dtype), q[n][...], (1, 0))
 
-    each_part(plan, runs, table, (b, j, runs.at(table, b, j, t)), add)
+    each_part(plan, walk, table, step, add)
 
-    @pl.when((r == plan.shared - 1) & (t == pl.num_programs(4) - 1))
+    @pl.when(ends)
     def _():
         for d, total, mod in zip(d_kv[:-1], acc[:-1], plan.mods, strict=True):
             d[...] = (total[...] * (LN2 if mod is None else 1.0)).astype(d.dtype)

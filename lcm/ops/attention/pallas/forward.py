@@ -14,16 +14,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lcm.ops.attention.pallas import maps
 from lcm.ops.attention.pallas import plan as plans
 from lcm.ops.attention.pallas.kernel import (
     FLOOR,
     LN2,
     QueryGrid,
     Ref,
-    Runs,
+    column,
     dot,
     each_part,
-    numbers,
+    first_block,
+    modified,
+    own,
     scores,
     visible,
     wide,
@@ -46,13 +49,15 @@ def forward(
     steps: Array,
     integers: Array,
     floats: Array,
+    tables: Array,
+    lists: tuple[Array, ...],
 ) -> tuple[Array, Array]:
     """Output `[B, H, L, K]` and log-sum-exp `[B, H, 1, L]`, from queries scaled to base 2."""
     batch, heads, length, size = q[0].shape
     blocks = length // plan.queries
-    runs = Runs(batch, blocks)
-
-    blocked = QueryGrid(plan, runs, size)
+    walk = plan.walk(batch, blocks, of_keys=False)
+    blocks, _, steps = walk.grid(1, steps)
+    blocked = QueryGrid(plan, walk, size)
     rows, columns = q_info.shape[1], k_info.shape[1]
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=3,
@@ -60,6 +65,8 @@ def forward(
         in_specs=[
             blocked.q_info(rows),
             blocked.k_info(columns),
+            blocked.tables(),
+            *[blocked.lists(x) for x in lists],
             *[blocked.queries() for _ in q],
             *[blocked.keys(n) for n in range(len(k))],
             blocked.keys(*plan.parts),
@@ -70,6 +77,7 @@ def forward(
             pltpu.VMEM((plan.queries, LANES), jnp.float32),
             pltpu.VMEM((plan.queries, size), jnp.float32),
             pltpu.VMEM((plan.queries, rows), jnp.int32),
+            *[pltpu.VMEM((plan.queries, 8), jnp.int32) for _ in lists],
         ],
     )
     out = (
@@ -77,35 +85,36 @@ def forward(
         jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
     )
     return pl.pallas_call(
-        functools.partial(_kernel, plan, runs),
+        functools.partial(_kernel, plan, blocked),
         grid_spec=grid,
         out_shape=out,
         compiler_params=plans.parameters(3, 1),
         cost_estimate=plans.cost(plan, (*q, *k, v), out, matmuls=2),
         interpret=plan.interpret,
         name="attention_forward",
-    )(table, integers, floats, q_info, k_info, *q, *k, v)
+    )(table, integers, floats, q_info, k_info, tables, *lists, *q, *k, v)
 
 
 def _kernel(
     plan: Plan,
-    runs: Runs,
+    blocked: QueryGrid,
     table: Ref,
     integers: Ref,
     floats: Ref,
     q_info: Ref,
     k_info: Ref,
+    tables: Ref,
     *refs: Ref,
 ) -> None:
-    count = len(plan.rows)
-    q, k, (v, out, lse, top, total, acc, columns) = (
-        refs[:count],
-        refs[count : 2 * count],
-        refs[2 * count :],
-    )
-    b, h, i, t = (pl.program_id(axis) for axis in range(4))
+    count, mapped, refs = len(plan.rows), plan.lists(len(plan.maps)), iter(refs)
+    take = lambda count: [next(refs) for _ in range(count)]  # noqa: E731
+    lists, q, k, (v, out, lse) = take(mapped), take(count), take(count), take(3)
+    (top, total, acc, columns), words = take(4), take(mapped)
+    walk, step = blocked.walk, blocked.step(*(pl.program_id(axis) for axis in range(4)))
+    starts, ends = walk.ends(table, step, 1, pl.num_programs(3))
+    first = functools.partial(first_block, plan, k_block=walk.other(table, step))
 
-    @pl.when(t == 0)
+    @pl.when(starts)
     def _():
         top[...] = jnp.full_like(top, FLOOR)
         total[...] = jnp.zeros_like(total)
@@ -114,6 +123,9 @@ def _kernel(
 
     def add(n: int, masked: bool) -> None:
         """Some rows at a time, with the matmul of the next ones already under way."""
+        if masked and plan.maps[n] is not None:
+            n_list = plan.lists(n)
+            words[n_list][...] = column(maps.words(lists[n_list][...], first(n)), 8)
         spans = [pl.ds(at, ROWS) for at in range(0, plan.queries, ROWS)]
         raw = dot(q[n][spans[0]], k[n][...], (1, 1))
         for at, following in zip(spans, [*spans[1:], None], strict=True):
@@ -125,9 +137,14 @@ def _kernel(
         of_query = lambda row: columns[at, row : row + 1]  # noqa: E731
         of_key = lambda row: k_info[row : row + 1]  # noqa: E731
         if (mod := plan.mods[n]) is not None:
-            own = numbers(plan, n, integers, floats, h)
-            raw = mod(raw, of_query(POSITION), of_key(POSITION), *own)
-        score = scores(raw, mod is not None, visible(plan, n, of_query, of_key) if masked else None)
+            mine = own(plan, n, integers, floats, tables, step.head)
+            raw = modified(mod, raw, of_query(POSITION), of_key(POSITION), mine)
+        seen = None
+        if masked:
+            with_map = plan.maps[n] is not None
+            word = (words[plan.lists(n)][at, :1], first(n)) if with_map else (None, None)
+            seen = visible(plan, n, of_query, of_key, *word)
+        score = scores(raw, mod is not None, seen)
         before = top[at]
         highest = jnp.maximum(before, score.max(-1, keepdims=True))
         weights = jnp.exp2(score - wide(highest, plan.keys))
@@ -136,9 +153,9 @@ def _kernel(
         total[at] = total[at] * fade + _lanes(weights)
         acc[at] = acc[at] * wide(fade, acc.shape[1]) + dot(weights.astype(v.dtype), v[...], (1, 0))
 
-    each_part(plan, runs, table, (b, i, runs.at(table, b, i, t)), add)
+    each_part(plan, walk, table, step, add)
 
-    @pl.when(t == pl.num_programs(3) - 1)
+    @pl.when(ends)
     def _():
         row = total[...].T.sum(0, keepdims=True)
         inverse = jnp.broadcast_to(jnp.where(row > 0, 1 / row, 0.0), (LANES, plan.queries)).T

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lcm.ops.attention.pallas.modification import Modification
+from lcm.ops.attention.modification import Modification, is_floating
+from lcm.ops.attention.pallas.maps import Form
+from lcm.ops.attention.pallas.visits import Room
+from lcm.ops.attention.pallas.walk import Runs, Visits, Walk
 
 LANES = 128
 LARGEST = 1024  # rows and columns of a tile, if its arrays leave room in vector memory
@@ -25,6 +28,8 @@ class Plan:
     keys: int  # columns of a tile
     rows: tuple[tuple[int | None, int | None], ...]
     mods: tuple[Modification | None, ...]
+    maps: tuple[Form | None, ...]
+    room: Room | None  # for lists of tiles, where a part has a map
     pairs: int  # of a query and a key, in the tiles inside the band
     interpret: bool
 
@@ -38,10 +43,43 @@ class Plan:
         """Query heads that share a key head."""
         return self.heads // self.kv_heads
 
-    def slots(self, n: int) -> tuple[int, int]:
-        """Where the numbers of part n's score modification start among all integers and floats."""
-        before = [mod.counts() for mod in self.mods[:n] if mod is not None]
-        return sum(i for i, _ in before), sum(f for _, f in before)
+    def walk(self, batch: int, blocks: int, *, of_keys: bool) -> Walk:
+        """How a kernel goes over tiles whose results belong to so many blocks."""
+        if self.room is None:
+            return Runs(batch, blocks)
+        if of_keys:
+            return Visits(batch, self.room.key_heads, self.room.by_key)
+        return Visits(batch, self.room.heads, self.room.by_query)
+
+    def lists(self, n: int) -> int:
+        """Which of the lists of maps is part n's."""
+        return sum(form is not None for form in self.maps[:n])
+
+    def slots(self, n: int) -> tuple[int, int, int]:
+        """Where part n's integers, floats and lanes of tables start among those of all parts."""
+        before = [counts(mod) for mod in self.mods[:n] if mod is not None]
+        return (
+            sum(i for i, _, _ in before),
+            sum(f for _, f, _ in before),
+            sum(x for _, _, x in before),
+        )
+
+    @property
+    def floats(self) -> int:
+        """Floats of all score modifications; one that nobody reads where there are none."""
+        return max(1, self.slots(len(self.mods))[1])
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the tables of all score modifications; as many of zeros where there are none."""
+        return max(LANES, self.slots(len(self.mods))[2])
+
+
+def counts(mod: Modification) -> tuple[int, int, int]:
+    """How many integers, floats and lanes of tables enter a kernel."""
+    split = mod.for_head((8, 1), (1, LANES))
+    floats = sum(is_floating(number) for number in split.numbers)
+    return len(split.numbers) - floats, floats, sum(split.lanes)
 
 
 def block(length: int, largest: int) -> int:

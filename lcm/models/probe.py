@@ -1,0 +1,41 @@
+"""Looking at attention: a function of each layer's parts, in one pass of the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm.models import decoder
+from lcm.models.spec import ModelSpec
+from lcm.ops.attention import Part
+from lcm.types import Context, Tokens
+
+Measure = Callable[[tuple[Part, ...], Context], Any]
+
+
+def probe(
+    spec: ModelSpec, params: decoder.Params, tokens_BL: Tokens, context: Context, measure: Measure
+) -> Any:
+    """`measure(parts, context)` of every layer of attention, stacked along a leading axis.
+
+    Layers are written out, not scanned, so compilation grows with depth; what `measure` returns,
+    such as sums of dense scores, decides the memory.
+
+    Raises:
+        ValueError: if a layer has a mixer without parts of attention.
+    """
+    shared = decoder.prepared(spec, params.get("positions", {}))
+    x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
+    found = []
+    for n in range(spec.depth):
+        kind, at = n % len(spec.layers), n // len(spec.layers)
+        layer = spec.layers[kind]
+        if layer.mixer != "attention":
+            raise ValueError(f"layer {n} is {layer.mixer}, which has no scores to look at")
+        own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
+        block = decoder.block(layer)
+        of_kind = shared.get(decoder.own_encoding(spec, kind), {})
+        found.append(measure(block.apply(own, x_BLD, context, of_kind, method="parts"), context))
+        x_BLD, _ = block.apply(own, x_BLD, context, None, of_kind)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
