@@ -1,4 +1,4 @@
-"""The command line: `lcm train | evaluate | analyse | report | reproduce`.
+"""The command line: `lcm train | evaluate | analyse | report | reproduce | positions`.
 
 Heavy imports wait until a command needs them, so that `lcm --help` answers at once.
 """
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        if overrides and args.command in ("report", "reproduce"):
+        if overrides and args.command in ("report", "reproduce", "positions"):
             parser.error(f"lcm {args.command} takes no --config.KEY=VALUE")
         args.run(args, overrides)
     except UserError as error:
@@ -89,6 +89,15 @@ def _reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
     reproduce.run(args.name, args.workdir, args.scale)
 
 
+def _positions(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm.report import positions
+
+    if args.html:
+        print(f"wrote {positions.write(args.html, args.name)}")
+    else:
+        print(positions.text(args.name))
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user, in one line."""
 
@@ -137,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--workdir", type=_folder, help="where it works (runs/NAME)")
     again.add_argument("--scale", default="cpu", help="cpu (default) or tiny, a smoke test")
     again.set_defaults(run=_reproduce)
+
+    about = commands.add_parser("positions", help="what position encodings there are")
+    about.add_argument("name", nargs="?", default="", help="one of them in full, such as yarn")
+    about.add_argument("--html", type=_folder, help="write a page with pictures to this file")
+    about.set_defaults(run=_positions)
     for command in (train, evaluate, analyse):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser

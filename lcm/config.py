@@ -254,7 +254,7 @@ def _check_kinds(kinds: Any) -> None:
 
 def _check_limits(key: str, value: Any) -> None:
     like = f", such as the default {_written(_KEYS[key][0])}" if key in _KEYS else ""
-    if value == ():
+    if value == () and not key.startswith(_FREE):
         raise ConfigError(f"config.{key} is empty: give one or more{like}")
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) not in (int, float):
@@ -298,7 +298,8 @@ def _assign(cfg: ConfigDict, key: str, text: str) -> None:
             raise _unknown(key, cfg)
         node = node[parent]
     entry = isinstance(node, ConfigDict) and isinstance(node.get(last), ConfigDict)
-    if (last in _ENTRIES and node is not cfg) or (entry and "name" in node[last]):
+    field = isinstance(node, ConfigDict) and "name" in node  # of cfg itself, or of an entry
+    if (last in _ENTRIES and not field) or (entry and "name" in node[last]):
         with node.unlocked():
             if last in node:
                 del node[last]

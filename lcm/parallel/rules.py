@@ -20,9 +20,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def path(keys: tuple[Any, ...]) -> str:
-    """A tree path as text, such as `layers/0/mixer/q`."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def path(keys: tuple[Any, ...], separator: str = "/") -> str:
+    """A tree path as text, such as `layers/0/mixer/q`; safetensors files join with a dot."""
+    return jax.tree_util.keystr(keys, simple=True, separator=separator)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -17,6 +17,7 @@ from lcm.positions.bias import (
 from lcm.positions.chain import Chain
 from lcm.positions.clex import CLEX
 from lcm.positions.cope import CoPE
+from lcm.positions.hf import Layers, from_hf, to_hf
 from lcm.positions.placement import (
     CREAM,
     PLACEMENTS,
@@ -100,6 +101,7 @@ __all__ = [
     "KerplePower",
     "LMInfinite",
     "LMInfiniteALiBi",
+    "Layers",
     "LeakyReRoPE",
     "Learned",
     "LengthScale",
@@ -135,8 +137,10 @@ __all__ = [
     "YaRN",
     "config",
     "countdown_scale",
+    "from_hf",
     "make",
     "make_placement",
     "placement_config",
+    "to_hf",
     "uniform_scale",
 ]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 
+from lcm.errors import ConfigError
 from lcm.ops.attention import Part, attend
 from lcm.types import Context, Hidden, Keys, Queries, Values
 
@@ -57,7 +58,16 @@ class PositionEncoding:
     about: ClassVar[About]
 
     def resolved(self, dims: Dims) -> "PositionEncoding":
-        """The encoding with fields that were left to the model, such as the trained length, set."""
+        """The encoding with fields that were left to the model, such as the trained length, set.
+
+        Raises:
+            ConfigError: for a trained length below 0.
+        """
+        if getattr(self, "original", 0) < 0:
+            raise ConfigError(
+                f"model.positions.original={self.original} is no trained length: give 1 or more, "
+                f"or 0 for data.length={dims.length}"
+            )
         unset = {name: dims.length for name in ("original",) if getattr(self, name, None) == 0}
         return dataclasses.replace(self, **unset) if unset else self
 

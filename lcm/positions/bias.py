@@ -162,6 +162,13 @@ class Sandwich(Bias):
         "D/2 cosines a score",
     )
 
+    def check(self, dims: Dims) -> None:
+        if self.base <= 1 or self.dims < 2 or self.dims % 2:
+            raise ConfigError(
+                f"model.positions.base={self.base} must be above 1 and dims={self.dims} even and "
+                "at least 2; the usual are 10000 and 128"
+            )
+
     def score_mod(self, params: Params, heads: int) -> ScoreMod:
         return attention.CosineBias(heads, self.dims, self.base)
 

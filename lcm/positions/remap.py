@@ -270,10 +270,13 @@ class LMInfinite(Remap):
         _check_lambda(self, dims)
 
     def regions(self, q_pos: Array, k_pos: Array) -> tuple[Region, ...]:
-        near, far = _split(self.window)
+        (near, rest), (below, far) = _split(self.window), _split(self.cap)
         capped = jnp.full_like(q_pos, self.cap)
-        first = attention.sinks(self.sinks) & far
-        return Region(near, q_pos, k_pos), Region(first, capped, jnp.zeros_like(k_pos))
+        first = attention.sinks(self.sinks)
+        # Sinks that have left the window, nearer than the cap; the authors' code has none.
+        between = [Region(first & rest & below, q_pos, k_pos)] if self.cap > self.window else []
+        last = Region(first & far, capped, jnp.zeros_like(k_pos))
+        return Region(near, q_pos, k_pos), *between, last
 
 
 @dataclasses.dataclass(frozen=True)

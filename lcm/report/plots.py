@@ -65,7 +65,7 @@ def panels(rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]
     return figure, list(axes)
 
 
-def _figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     """One row of light axes."""
     return panels(1, columns, 4.6)
 
@@ -122,7 +122,7 @@ def mark_length(ax: "Axes", length: int, text: str) -> None:
 
 def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
     """Loss against position in windows of the longest length, with confidence bands."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     longest = max(run.evaluation["lengths"][-1]["length"] for run in runs)
     first = FIRST_SHOWN if longest > 8 * FIRST_SHOWN else 1
     for index, run in enumerate(runs):
@@ -145,7 +145,7 @@ def loss_by_position(runs: Sequence[Run], unit: str) -> "Figure":
 
 def length_curve(runs: Sequence[Run], unit: str) -> "Figure":
     """Mean loss against window length, with error bars."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     texts: dict[int, str] = {}
     for index, run in enumerate(runs):
         points = run.evaluation["lengths"]
@@ -164,7 +164,7 @@ def length_curve(runs: Sequence[Run], unit: str) -> "Figure":
 
 def context_curve(runs: Sequence[Run], unit: str) -> "Figure":
     """Loss of the same tokens against how much text was read before them."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     contexts: set[int] = set()
     for index, run in enumerate(runs):
         points = [p for p in run.evaluation["context"]["points"] if p["context"] > 0]
@@ -202,7 +202,7 @@ def _errorbars(
 
 def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: int) -> "Figure":
     """Accuracy against the length of a task, a curve each, with confidence limits."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     lengths = sorted({point["length"] for points in curves.values() for point in points})
     for index, (name, points) in enumerate(curves.items()):
         nudge = 0.06 * (index - (len(curves) - 1) / 2)  # error bars side by side
@@ -234,7 +234,7 @@ def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: i
 
 def curves_by_position(curves: Mapping[str, np.ndarray], trained_to: int, ylabel: str) -> "Figure":
     """Anything that has a value at every position from 0 on, a curve each."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     for index, (name, values) in enumerate(curves.items()):
         ax.plot(np.arange(len(values)), values, linewidth=1.6, label=label(name), **style(index))
     mark_length(ax, trained_to, f"trained to {trained_to:,}")
@@ -250,7 +250,7 @@ def training_curves(runs: Sequence[Run]) -> "Figure":
 
     panels = {"loss": "training loss (nats per token)", "grad_norm": "gradient norm (log scale)"}
     panels = {k: v for k, v in panels.items() if any(k in row for r in runs for row in r.metrics)}
-    figure, axes = _figure(max(1, len(panels)))
+    figure, axes = new_figure(max(1, len(panels)))
     for ax, (key, text) in zip(axes, panels.items(), strict=False):
         for index, run in enumerate(runs):
             rows = [row for row in run.metrics if isinstance(row.get(key), int | float)]
@@ -274,7 +274,7 @@ def training_curves(runs: Sequence[Run]) -> "Figure":
 
 def training_positions(runs: Sequence[Run]) -> "Figure":
     """The last logged training loss by position, in the bins it was logged in."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     for index, run in enumerate(runs):
         logged = [row for row in run.metrics if row.get("loss_by_position")]
         if logged:

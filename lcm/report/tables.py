@@ -212,7 +212,7 @@ def to_text(table: Table) -> str:
 
     def line(cells: Sequence[str]) -> str:
         first, *figures = (
-            cell.ljust(w) if i == 0 else cell.rjust(w)
+            cell.ljust(w) if i == 0 or table.prose else cell.rjust(w)
             for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
         )
         return "  ".join([first, *figures]).rstrip()
