@@ -126,9 +126,11 @@ def table() -> Table:
 
 
 def text(of: str = "") -> str:
-    """The table for a terminal, or entries in full."""
+    """What fits a terminal of all encodings, or entries in full."""
     if not of:
-        return to_text(table())
+        shown = [[name, facts(name)["needs training"], facts(name)["formula"]] for name in names()]
+        listed = to_text(Table("", ["name", "needs training", "formula"], shown, prose=True))
+        return f"{listed}\n\nlcm positions NAME tells all of one, --html FILE of all, with pictures"
     return "\n\n".join(_entry(name) for name in names(of))
 
 
