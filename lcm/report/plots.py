@@ -197,7 +197,7 @@ def _errorbars(
 
 def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: int) -> "Figure":
     """Accuracy against the length of a task, a curve each, with confidence limits."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     lengths = sorted({point["length"] for points in curves.values() for point in points})
     for index, (name, points) in enumerate(curves.items()):
         nudge = 0.06 * (index - (len(curves) - 1) / 2)  # error bars side by side
@@ -223,19 +223,19 @@ def accuracy_curve(curves: Mapping[str, Sequence[dict[str, Any]]], trained_to: i
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel("length")
     ax.set_ylabel("exact match")
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
 def curves_by_position(curves: Mapping[str, np.ndarray], trained_to: int, ylabel: str) -> "Figure":
     """Anything that has a value at every position from 0 on, a curve each."""
-    figure, (ax,) = _figure()
+    figure, (ax,) = new_figure()
     for index, (name, values) in enumerate(curves.items()):
         ax.plot(np.arange(len(values)), values, linewidth=1.6, label=label(name), **style(index))
     _mark_length(ax, trained_to, f"trained to {trained_to:,}")
     ax.set_xlabel("position")
     ax.set_ylabel(ylabel)
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
