@@ -12,7 +12,8 @@ from lcm.types import Context
 
 
 def theta(encoding, size=128, length=0, params=None):
-    return np.asarray(encoding.frequencies(size, jnp.asarray(length), params)[0], np.float64)
+    """float32: what depends on a length or on parameters has no more."""
+    return np.asarray(encoding.frequencies(size, jnp.asarray(length), params)[0], np.float32)
 
 
 def amplitude(encoding, size=128):

@@ -109,7 +109,9 @@ def test_head_scales_begin_where_they_are_told_and_stay_above_one():
 
 def test_alignment_divides_after_the_bias():
     (part,) = positions.Chain(positions.Aligned(0.5), positions.ALiBi()).parts(
-        {}, *(jnp.zeros((1, 4, 2, 8)),) * 2, *(where(0, 1, 2, 3),) * 2
+        {"first": {"temperature": jnp.asarray(0.5)}},
+        *(jnp.zeros((1, 4, 2, 8)),) * 2,
+        *(where(0, 1, 2, 3),) * 2,
     )
     score = part.score_mod(jnp.full((1, 1), 3.0), jnp.asarray([[3]]), jnp.asarray([[1]]), 0)
     assert float(score[0, 0]) == pytest.approx(2 * (3 - 2 * alibi.slopes(2)[0]))

@@ -177,12 +177,13 @@ def test_reattention_that_chooses_nothing_is_streaming():
     np.testing.assert_allclose(all_, rope, atol=2e-5)
 
 
-# Biases in kernels. T5's table joins them when kernels look arrays up by position.
+# Biases in kernels
 
 DIMS = positions.Dims(width=32, heads=HEADS, kv_heads=KV_HEADS, head_size=8, length=64)
 BIASES = {
     "alibi": positions.ALiBi(),
     "hard_alibi": positions.HardALiBi(local=2),
+    "t5": positions.T5(farthest=100, std=1.0),
     "lm_infinite_alibi": positions.LMInfiniteALiBi(window=33, sinks=3, cap=61, original=64),
     "kerple": positions.Kerple(),
     "kerple_power": positions.KerplePower(),
@@ -198,7 +199,11 @@ BIASES = {
 def test_biases_in_kernels(name):
     """Outputs and gradients of all inputs as the reference has them."""
     encoding, where = BIASES[name], rows(*DOCUMENTS)
-    params = encoding.init_layer(jax.random.key(5), DIMS)
+    own, shared = (
+        encoding.init_layer(jax.random.key(5), DIMS),
+        encoding.init(jax.random.key(6), DIMS),
+    )
+    params = {**shared, **own}
     slope = jnp.cos(jnp.arange(2 * 150 * HEADS * 8.0)).reshape(2, 150, HEADS, 8)
 
     @functools.partial(jax.jit, static_argnums=0)

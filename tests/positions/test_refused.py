@@ -12,8 +12,11 @@ REFUSED = {
     "factor of yarn": (["yarn", "factor=0.25"], ["factor=0.25", "1 or more"]),
     "factor of clex": (["clex", "factor=0"], ["factor=0", "1 or more"]),
     "fraction": (["rope", "fraction=1.5"], ["fraction=1.5", "at most 1"]),
-    "odd share": (["rope", "fraction=0.2"], ["head_size=16", "fraction 0.2 = 3", "even"]),
-    "nothing rotated": (["rope", "fraction=0.01"], ["fraction 0.01 = 0", "even"]),
+    "odd share": (["rope", "fraction=0.2"], ["head_size=16", "fraction=0.2, 3, is odd", "even"]),
+    "nothing rotated": (
+        ["rope", "fraction=0.01"],
+        ["fraction=0.01, 0, is nothing", "2 numbers or more"],
+    ),
     "base": (["rope", "base=1"], ["base=1", "above 1", "10000"]),
     "base of a sinusoid": (["sinusoidal", "base=0.5"], ["base=0.5", "above 1"]),
     "base of a sandwich": (["sandwich", "base=1"], ["base=1", "above 1", "10000"]),
@@ -117,7 +120,7 @@ def test_a_field_of_the_name_of_its_key(tiny):
 
 def test_odd_heads(tiny):
     for encoding in ("rope", "yarn", "xpos", "dual_chunk", "log_n+rope"):
-        with pytest.raises(ConfigError, match=r"model.head_size=7 is not a positive even number"):
+        with pytest.raises(ConfigError, match=r"model.head_size=7 is odd: make it even"):
             models.spec(tiny(f"model.positions={encoding}", "model.head_size=7"))
 
 
