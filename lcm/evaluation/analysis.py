@@ -26,8 +26,8 @@ from lcm.types import Array, Batch, Context
 
 MULTIPLE = 4  # of the trained length, where no other length is asked for
 ROWS = 8  # of the longer length, at the most
-SCORES = 1 << 27  # of one layer that are in memory at once where there is a choice
-MOST = 1 << 30  # of one row, with which nothing is begun
+SCORES = 1 << 25  # of one layer that are in memory at once where there is a choice
+MOST = 1 << 28  # of one row, with which nothing is begun
 EPS = 0.01  # of the sum of weights, and of the perplexity
 DISTANCES = 1 << 18  # summed for a theoretical field, in every layer and head
 
@@ -126,10 +126,11 @@ def _checked(spec: ModelSpec, trained: int, length: int) -> int:
     models.check_limit(spec, length)
     scores = max(layer.heads for layer in spec.layers) * length**2
     if scores > MOST:
-        most = max(trained, math.isqrt(MOST * length**2 // scores))
+        most = math.isqrt(MOST * length**2 // scores)
+        way = f"give --length={most} or less" if most >= trained else f"train on {most} or less"
         raise ConfigError(
             f"--length={length} has {scores:,} scores in a layer and row, {scores >> 28} GiB: "
-            f"statistics need all of them at once, up to {MOST:,}; give --length={most} or less"
+            f"statistics need all of them at once, up to {MOST:,}: {way}"
         )
     return max(1, min(ROWS, SCORES // scores))
 

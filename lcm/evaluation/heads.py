@@ -24,7 +24,7 @@ class PositionalHeads(NamedTuple):
     """Of each head, `[layers, H]` and `[layers, H, R/2]`.
 
     score: rank correlation of a pair's index with its contribution to far attention, -1 to 1.
-    allocation: share of the slower half of pairs in all contributions.
+    allocation: share of the slower half of pairs in all contributions; nan where there are none.
     far: contributions, how much more a pair adds to scores of far keys that are attended to than to
         those of all keys.
     """
@@ -61,9 +61,15 @@ def positional_heads(
     measure = _measure(ropes[0].rotated(layers[0].head_size), distance or length // 2)
     far = np.asarray(models.probe(cfg, params, tokens_BL, measure), np.float64)
     pairs = far.shape[-1]
-    scores = np.apply_along_axis(lambda x: stats.spearmanr(np.arange(pairs), x).statistic, -1, far)
-    slow = np.abs(far)[..., pairs // 2 :].sum(-1) / np.abs(far).sum(-1)
-    return PositionalHeads(np.nan_to_num(scores), slow, far)
+    scores = np.apply_along_axis(_rises, -1, far)
+    slow, whole = np.abs(far)[..., pairs // 2 :].sum(-1), np.abs(far).sum(-1)
+    share = np.divide(slow, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+    return PositionalHeads(scores, share, far)
+
+
+def _rises(x: np.ndarray) -> float:
+    """Rank correlation with the index; 0 for equal values, which have no order."""
+    return stats.spearmanr(np.arange(len(x)), x).statistic if np.ptp(x) else 0.0
 
 
 @functools.cache

@@ -19,7 +19,7 @@ def write_run(folder, *overrides):
     """A workdir as after step 0, of rows of 16 bytes of three texts."""
     text = folder / "text.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = np.random.default_rng(0).choice(list("abcdefgh \n"), 40_000)
+    drawn = np.random.default_rng(0).choice(list("abcdefgh \n"), 9_000)
     text.write_text("".join(drawn))
     cfg = config.override(
         config.shrink(config.base()),
@@ -186,8 +186,8 @@ def test_rows_are_first_windows_of_documents_then_second_ones():
         (["--length=8"], ["--length=8 is shorter than the trained length 16", "or leave it out"]),
         (["--length=-1"], ["--length=-1 is shorter"]),
         (["--length=long"], ["--length", "invalid int"]),
-        (["--length=50000"], ["--length=50000 has 5,000,000,000 scores", "--length=23170 or less"]),
-        (["--length=20000"], ["no held-out document reaches --length=20000"]),
+        (["--length=50000"], ["--length=50000 has 5,000,000,000 scores", "--length=11585 or less"]),
+        (["--length=10000"], ["no held-out document reaches --length=10000"]),
         (
             ["--length=32", "--config.model.positions=learned"],
             ["length 32 does not fit the learned table of 16 positions", "positions.length=32"],
@@ -250,18 +250,19 @@ def test_keys_beyond_the_field_change_little(name, eps):
 
 @pytest.mark.parametrize("name", ["nope", "alibi"])
 def test_entropy_of_a_model_falls_with_the_factor_and_is_bounded(name, tiny):
-    """In the first layer, whose queries and keys no factor has reached; arXiv:2404.12224."""
+    """At each query of the first layer, whose scores alone a factor multiplies; arXiv:2404.12224.
+
+    Further layers read what the first ones wrote, so there the bound is all that must hold.
+    """
     tokens = jax.random.randint(jax.random.key(1), (2, 48), 0, 256)
     bound, found = np.log(np.arange(1, 49)), []
-    for factor in (0.25, 1.0, 1.5, 4.0):
-        cfg = tiny(f"model.positions=uniform_scale+{name}")
-        with cfg.unlocked():
-            cfg.model.positions.first.factor = factor
-        params = jax.tree.map(lambda x: 3 * x, models.init(cfg, jax.random.key(0)))
+    cfg = tiny(f"model.positions=aligned+{name}")
+    params = jax.tree.map(lambda x: 3 * x, models.init(cfg, jax.random.key(0)))
+    for factor in (1e-6, 0.25, 1.0, 1.5, 4.0):
+        params["positions"]["model"]["first"]["temperature"] = 1 / np.float32(factor)
         entropy = evaluation.statistic_by_position(cfg, params, tokens, "entropy")
         assert entropy.shape == (2, 48) and np.all(entropy <= bound + 1e-5)
         found.append(entropy[0])
+    np.testing.assert_allclose(found[0], bound, atol=1e-4)
     falls = np.diff(found, axis=0)
-    if name == "nope":
-        assert np.all(falls <= 1e-6)
-    assert np.all(falls.mean(1) < -1e-3)
+    assert np.all(falls <= 1e-5) and np.all(falls.mean(1) < -1e-2)

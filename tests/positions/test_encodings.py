@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import DIMS, arrays, context
 
 from lcm import models, positions
 from lcm.errors import ConfigError
@@ -182,3 +183,21 @@ def test_a_new_encoding_is_one_class_and_one_line(tiny, monkeypatch):
     plain, _ = models.apply(tiny("model.positions=nope", "model.depth=3"), bare, row)
     np.testing.assert_allclose(models.apply(cfg, params, row)[0], plain, atol=1e-6)
     assert MIXERS["attention"] is not None
+
+
+def test_a_chain_inside_of_a_chain_keeps_what_each_learns():
+    """Parameters of both have a place, trained ones are found by a chain that has grown."""
+    inner = positions.Chain(positions.HeadScale(), positions.Kerple())
+    outer = positions.Chain(positions.HeadScale(factor=3.0), inner)
+    key = jax.random.key(0)
+    trained = {**inner.init_layer(key, DIMS), "first": {"head_scale": jnp.full(DIMS.heads, 2.0)}}
+    fresh = outer.init_layer(key, DIMS)
+    q, k, _ = arrays()
+    (part,) = outer.parts(fresh, q, k, context(), context())
+    np.testing.assert_allclose(part.q_BLHK, 3.0 * q, rtol=1e-6)
+    aligned = positions.Chain(positions.Aligned(), inner)
+    adopted = aligned.adopt(aligned.init_layer(key, DIMS), trained)
+    (part,) = aligned.parts(
+        {**adopted, "first": {"temperature": jnp.asarray(0.5)}}, q, k, context(), context()
+    )
+    np.testing.assert_allclose(part.q_BLHK, 2.0 * q, rtol=1e-6)
