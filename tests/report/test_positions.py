@@ -49,7 +49,7 @@ def test_table_has_every_encoding_and_column():
 def test_command_prints_the_table_and_entries(capsys):
     assert cli.main(["positions"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 + len(positions.ENCODINGS) - 1
+    assert len(lines) == 4 + len(positions.ENCODINGS) - 1
     assert max(map(len, lines)) < 130
     assert cli.main(["positions", "log_n+clex"]) == 0
     out = capsys.readouterr().out
