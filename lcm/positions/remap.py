@@ -241,16 +241,39 @@ class DualChunk(Remap):
 
 
 @dataclasses.dataclass(frozen=True)
-class LMInfinite(Remap):
-    """A window and the first tokens, those at distance `cap` at the most (arXiv:2308.16137).
-
-    window: 0 takes the trained length. cap: 0 takes the window.
-    """
+class _Lambda(PositionEncoding):
+    """The fields of LM-Infinite."""
 
     window: int = 0
     sinks: int = 10
     cap: int = 0
     original: int = 0
+
+    def resolved(self, dims: Dims) -> PositionEncoding:
+        own = super().resolved(dims)
+        window = own.window or own.original
+        return dataclasses.replace(own, window=window, cap=own.cap or window)
+
+    def check(self, dims: Dims) -> None:
+        super().check(dims)
+        if self.sinks < 1:
+            raise ConfigError(
+                f"model.positions.sinks={self.sinks} must be at least 1: a plain window is "
+                "model.window"
+            )
+        if not 1 <= self.window <= self.cap <= dims.length:
+            raise ConfigError(
+                f"model.positions.window={self.window} and cap={self.cap}: give "
+                f"1 <= window <= cap <= the trained length {dims.length}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LMInfinite(_Lambda, Remap):
+    """A window and the first tokens, those at distance `cap` at the most (arXiv:2308.16137).
+
+    window: 0 takes the trained length. cap: 0 takes the window.
+    """
 
     about: ClassVar = About(
         "LM-Infinite",
@@ -259,15 +282,6 @@ class LMInfinite(Remap):
         "none",
         "two products of queries and keys",
     )
-
-    def resolved(self, dims: Dims) -> "LMInfinite":
-        own = super().resolved(dims)
-        window = own.window or own.original
-        return dataclasses.replace(own, window=window, cap=own.cap or window)
-
-    def check(self, dims: Dims) -> None:
-        super().check(dims)
-        _check_lambda(self, dims)
 
     def regions(self, q_pos: Array, k_pos: Array) -> tuple[Region, ...]:
         (near, rest), (below, far) = _split(self.window), _split(self.cap)
@@ -280,13 +294,8 @@ class LMInfinite(Remap):
 
 
 @dataclasses.dataclass(frozen=True)
-class LMInfiniteALiBi(PositionEncoding):
+class LMInfiniteALiBi(_Lambda):
     """LM-Infinite for ALiBi models: `-m_h min(i - j, cap)`, a window and the first tokens."""
-
-    window: int = 0
-    sinks: int = 10
-    cap: int = 0
-    original: int = 0
 
     about: ClassVar = About(
         "LM-Infinite, ALiBi",
@@ -294,14 +303,6 @@ class LMInfiniteALiBi(PositionEncoding):
         "Han et al., NAACL 2024, arXiv:2308.16137",
         "none",
     )
-
-    def resolved(self, dims: Dims) -> "LMInfiniteALiBi":
-        own = super().resolved(dims)
-        window = own.window or own.original
-        return dataclasses.replace(own, window=window, cap=own.cap or window)
-
-    def check(self, dims: Dims) -> None:
-        _check_lambda(self, dims)
 
     def parts(
         self,
@@ -372,17 +373,4 @@ def _check_region(encoding: Remap, name: str, dims: Dims) -> None:
         raise ConfigError(
             f"model.positions.{name}={size} must be at least 1 and at most the trained length "
             f"{dims.length}: beyond it distances are new to the model"
-        )
-
-
-def _check_lambda(encoding: LMInfinite | LMInfiniteALiBi, dims: Dims) -> None:
-    if encoding.sinks < 1:
-        raise ConfigError(
-            f"model.positions.sinks={encoding.sinks} must be at least 1: a plain window is "
-            "model.window"
-        )
-    if not 1 <= encoding.window <= encoding.cap <= dims.length:
-        raise ConfigError(
-            f"model.positions.window={encoding.window} and cap={encoding.cap}: give "
-            f"1 <= window <= cap <= the trained length {dims.length}"
         )

@@ -130,7 +130,8 @@ def text(of: str = "") -> str:
     if not of:
         shown = [[name, facts(name)["needs training"], facts(name)["formula"]] for name in names()]
         listed = to_text(Table("", ["name", "needs training", "formula"], shown, prose=True))
-        return f"{listed.strip()}\n\nlcm positions NAME tells all of one, --html FILE of all, with pictures"
+        more = "lcm positions NAME tells all of one, --html FILE of all, with pictures"
+        return f"{listed.strip()}\n\n{more}"
     return "\n\n".join(_entry(name) for name in names(of))
 
 

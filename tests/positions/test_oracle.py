@@ -29,7 +29,7 @@ def _kernels_on_a_cpu():
     """Kernels run as plain JAX, with tiles of 128, so that 150 tokens have two."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "interpret", True)
-        patch.setattr(plan, "LARGEST", 128)
+        patch.setattr(plan, "LARGEST", (128, 128))
         on_cpu = api.BACKENDS["pallas"]._replace(platforms=("cpu",))
         patch.setitem(api.BACKENDS, "pallas", on_cpu)
         yield
