@@ -244,7 +244,7 @@ def compiled(encoding, length, differentiate):
 def _for_a_tpu(monkeypatch):
     pytest.importorskip("libtpu", reason="libtpu is missing: pip install 'jax[tpu]'")
     monkeypatch.setattr(plan, "interpret", False)
-    monkeypatch.setattr(plan, "LARGEST", 1024)
+    monkeypatch.setattr(plan, "LARGEST", (1024, 1024))
 
 
 @pytest.mark.usefixtures("_for_a_tpu")
