@@ -65,9 +65,11 @@ TUNINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "YaRN, at 4 L": ((*METHODS["yarn"], "positions.original=64"), LONG),
     "PoSE, at L": (METHODS["linear"], ("train.placement=pose", "train.placement.factor=4")),
     "CREAM, at L": (METHODS["linear"], ("train.placement=cream", "train.placement.factor=4")),
+    # At the rate of the others the equation learns to divide by t, which suits the sparse positions
+    # of training and not the dense ones of reading: 2.7 nats at the end of 4 L, not 2.1.
     "CLEX, at L": (
         ("positions=clex", "positions.factor=4"),
-        ("train.placement=clex", "train.placement.factor=4"),
+        ("train.placement=clex", "train.placement.factor=4", "train.lr=1e-4"),
     ),
 }
 
