@@ -143,8 +143,13 @@ class FireBias:
         far = jnp.maximum(q_pos.astype(jnp.float32), jnp.abs(self.threshold))
         x = log(_distance(q_pos, k_pos)) / (log(far) + 1e-6)
         score = score + self.outer_bias_H[head]
-        hidden = zip(self.inner_F, self.inner_bias_F, self.outer_FH, strict=True)
-        for inner, bias, outer_H in hidden:
+        if score.ndim > 2:
+            inner, bias = (w.reshape(-1, *[1] * x.ndim) for w in (self.inner_F, self.inner_bias_F))
+            return score + _by_head(jax.nn.relu(x * inner + bias), self.outer_FH, head)
+        # A tile of a kernel, which has no third axis
+        for inner, bias, outer_H in zip(
+            self.inner_F, self.inner_bias_F, self.outer_FH, strict=True
+        ):
             score = score + jax.nn.relu(x * inner + bias) * outer_H[head]
         return score
 
@@ -169,6 +174,20 @@ class Scale:
 
     def __call__(self, score: Array, q_pos: Array, k_pos: Array, head: Array) -> Array:
         return score * self.factor
+
+
+def _by_head(hidden: Array, outer_FH: Array, head: Array) -> Array:
+    """`sum_f outer_fh hidden_f` for `hidden [F, ...]`, with heads on the axes that `head` has.
+
+    One matmul for all heads, wide on a CPU: sums of F products and their gradients take longer.
+    """
+    width, *shape = hidden.shape
+    missing = len(shape) - head.ndim
+    axes = [missing + axis for axis, size in enumerate(head.shape) if size > 1]
+    sizes = [size for size in head.shape if size > 1]
+    rest = [size for axis, size in enumerate(shape) if axis not in axes]
+    out = outer_FH[:, head.reshape(-1)].T @ hidden.reshape(width, -1)
+    return jnp.moveaxis(out.reshape(*sizes, *rest), range(len(axes)), axes)
 
 
 def _distance(q_pos: Array, k_pos: Array) -> Array:
