@@ -20,6 +20,8 @@ DEFAULTS = {key: value for key, value in config._flat(config.base()) if key in K
 SHIPPED = [("byte_lm.py", "", "tiny")]
 SHIPPED += [("quickstart.py", "", "tiny")]
 SHIPPED += [("task.py", "", "tiny"), ("task.py", "addition", "addition,train=1-4,tiny")]
+PATTERNS = "irope", "rnope_swa", "smollm3"
+SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 
 

@@ -84,7 +84,6 @@ def test_a_placement_changes_training_and_resumes_bit_for_bit(tiny, tmp_path):
     from runs import losses
 
     common = ("train.placement=pose", "train.placement.factor=3", "train.placement.text=2", *SHORT)
-    training.train(tiny(*common), tmp_path / "whole")
     training.train(tiny(*common, "train.steps=3", "train.schedule=constant"), tmp_path / "part")
     training.train(tiny(*common, "train.schedule=constant"), tmp_path / "one")
     training.train(tiny(*common, "train.schedule=constant"), tmp_path / "part")
