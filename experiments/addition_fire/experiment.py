@@ -35,16 +35,16 @@ class Scale(NamedTuple):
 
 
 CPU = Scale(
-    spec="addition_hinted,train=1-8,test=9-12,size=60000",
+    spec="addition_hinted,train=1-4,test=5-8,size=200000",
     overrides=(
         *("model.width=64", "model.depth=2", "model.heads=4", "model.vocab=128"),
-        *("train.steps=2000", "train.batch=16", "train.lr=1e-3", "train.warmup=100"),
+        *("train.steps=4000", "train.batch=32", "train.lr=2e-3", "train.warmup=100"),
         *("train.z_loss=0", "checkpoint.every=1000", "checkpoint.keep=1"),
     ),
     seeds=5,
     count=200,
-    span=192,
-    lengths=(4, 6, 8, 9, 10, 11, 12),
+    span=128,
+    lengths=(2, 3, 4, 5, 6, 7, 8),
 )
 TINY = Scale(
     spec="addition_hinted,train=1-2,test=3-4",
