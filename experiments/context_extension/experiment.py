@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lcm import config, evaluation, models, report, training
+from lcm import config, evaluation, report, training
 from lcm.data import tasks
 from lcm.evaluation.exact_match import exact_match
 from lcm.report import plots
@@ -233,9 +233,7 @@ def _tuning(
         cfg = config.override(cfg, ["train.placement.text=1"])  # an answer needs its whole text
     cfg.name = f"{kind} {name}"
     cfg.checkpoint.every = cfg.train.steps
-    cfg = _overridden(cfg, model, TUNED_TO)
-    models.spec(cfg)
-    return cfg
+    return _overridden(cfg, model, TUNED_TO)
 
 
 def _ranges(scores: dict[str, dict[str, Any]]) -> list[float]:

@@ -20,7 +20,6 @@ from lcm.evaluation.model import Model, changed, heldout, load, scorer, variant
 from lcm.evaluation.results import ATTENTION, SCHEMA, save
 from lcm.models import ModelSpec
 from lcm.ops.attention import Part
-from lcm.positions import Chain, PositionEncoding
 from lcm.progress import Report, progress
 from lcm.types import Array, Batch, Context
 
@@ -199,7 +198,9 @@ def _theoretical(cfg: Any, params: Any) -> dict[str, Any]:
     """TRF(eps) of every layer and head, of the layer's window alone where it has one."""
     spec = models.spec(cfg)
     _one_count_of_heads(spec)
-    names = " and ".join(sorted({_attending(layer.positions) for layer in spec.layers}))
+    names = " and ".join(
+        sorted({type(layer.positions.attending).__name__ for layer in spec.layers})
+    )
     token = jnp.zeros((1, 1), jnp.int32)
     bias_NHS = np.asarray(models.probe(cfg, params, token, _measure(names)), np.float64)
     if not bias_NHS.any():  # a temperature or a cap changes scores too, but adds nothing to them
@@ -210,10 +211,6 @@ def _theoretical(cfg: Any, params: Any) -> dict[str, Any]:
         weights_HS[:, window or DISTANCES :] = 0
         fields.append(receptive_field.theoretical_receptive_field(weights_HS, EPS))
     return {"eps": EPS, "distances": DISTANCES, "by_head": _plain(np.stack(fields))}
-
-
-def _attending(encoding: PositionEncoding) -> str:
-    return _attending(encoding.second) if isinstance(encoding, Chain) else type(encoding).__name__
 
 
 def _one_count_of_heads(spec: ModelSpec) -> None:

@@ -14,7 +14,7 @@ from lcm import models
 from lcm.errors import ConfigError
 from lcm.evaluation.attention import weights
 from lcm.ops.attention import Part
-from lcm.positions import Chain, PositionEncoding, RoPE
+from lcm.positions import PositionEncoding, RoPE
 from lcm.types import Array, Context, Tokens
 
 SINKS = 4  # first keys that do not count as far: they draw attention whatever they hold
@@ -120,8 +120,7 @@ def without_heads(cfg: Any, params: Any, heads: list[tuple[int, int]]) -> Any:
 
 def _rope(encoding: PositionEncoding) -> RoPE:
     """The rotation of an encoding, joined by others or not."""
-    if isinstance(encoding, Chain):
-        return _rope(encoding.second)
+    encoding = encoding.attending
     if not isinstance(encoding, RoPE):
         raise ConfigError(
             f"{type(encoding).__name__} does not rotate queries and keys in one part: positional "

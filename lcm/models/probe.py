@@ -10,7 +10,7 @@ from lcm.errors import ConfigError
 from lcm.models import decoder
 from lcm.models.spec import ModelSpec
 from lcm.ops.attention import Part
-from lcm.positions import Chain, PositionEncoding
+from lcm.positions import PositionEncoding
 from lcm.types import Context, Tokens
 
 Measure = Callable[[tuple[Part, ...], Context], Any]
@@ -47,10 +47,9 @@ def probe(
 
 
 def _check_parts(encoding: PositionEncoding) -> None:
-    if isinstance(encoding, Chain):
-        _check_parts(encoding.second)
-    elif type(encoding).attend is not PositionEncoding.attend:
+    kind = type(encoding.attending)
+    if kind.attend is not PositionEncoding.attend:
         raise ConfigError(
-            f"{type(encoding).__name__} reads scores or chooses keys as it attends, so there "
+            f"{kind.__name__} reads scores or chooses keys as it attends, so there "
             "are no parts of attention to look at: take another encoding, or measure by the loss"
         )

@@ -63,13 +63,18 @@ class PositionEncoding:
         Raises:
             ConfigError: for a trained length below 0.
         """
-        if getattr(self, "original", 0) < 0:
+        original = getattr(self, "original", None)
+        if original is not None and original < 0:
             raise ConfigError(
-                f"model.positions.original={self.original} is no trained length: give 1 or more, "
+                f"model.positions.original={original} is no trained length: give 1 or more, "
                 f"or 0 for data.length={dims.length}"
             )
-        unset = {name: dims.length for name in ("original",) if getattr(self, name, None) == 0}
-        return dataclasses.replace(self, **unset) if unset else self
+        return dataclasses.replace(self, original=dims.length) if original == 0 else self
+
+    @property
+    def attending(self) -> "PositionEncoding":
+        """The encoding whose attention it is: itself, or the last of a chain."""
+        return self
 
     @property
     def trained(self) -> int:

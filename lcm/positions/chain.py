@@ -34,6 +34,10 @@ class Chain(PositionEncoding):
     def cache(self) -> Literal["rotated", "raw"]:
         return self.second.cache
 
+    @property
+    def attending(self) -> PositionEncoding:
+        return self.second.attending
+
     def resolved(self, dims: Dims) -> "Chain":
         return Chain(self.first.resolved(dims), self.second.resolved(dims))
 

@@ -10,6 +10,7 @@ from lcm.errors import ConfigError
 from lcm.ops.attention import Part
 from lcm.ops.attention.reference import scores
 from lcm.positions.base import About, Dims, Limit, Params, PositionEncoding
+from lcm.positions.rows import in_rows
 from lcm.types import Array, Context, Keys, Queries, Values
 
 QUERIES = 128  # whose scores are in memory at once
@@ -61,22 +62,14 @@ class CoPE(PositionEncoding):
         limit: Limit = lambda part: part,
         **options: Any,
     ) -> Queries:
-        length = q_BLHK.shape[1]
-        rows = min(length, QUERIES)
         v = v_BSGK.transpose(0, 2, 1, 3)
 
-        def blocks(x: Array) -> Array:
-            x = jnp.pad(x, [(0, 0), (0, -length % rows)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(x.shape[0], -1, rows, *x.shape[2:]), 1, 0)
-
         @jax.checkpoint
-        def block(own: tuple) -> Array:
-            q, where = own
+        def rows(q: Array, where: Context) -> Array:
             part = limit(Part(q, k_BSGK))
             return _rows(part, q, params["table"], v, where, k_context)
 
-        out = jax.lax.map(block, (blocks(q_BLHK), jax.tree.map(blocks, q_context)))
-        return jnp.moveaxis(out, 0, 1).reshape(len(q_BLHK), -1, *out.shape[3:])[:, :length]
+        return in_rows(rows, q_BLHK, q_context, QUERIES)
 
 
 def _rows(

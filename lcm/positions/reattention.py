@@ -13,6 +13,7 @@ from lcm.positions import lengths
 from lcm.positions.base import About, Dims, Limit, Params
 from lcm.positions.remap import Remap
 from lcm.positions.rope import RoPE
+from lcm.positions.rows import in_rows
 from lcm.types import Array, Context, Keys, Queries, Values
 
 
@@ -81,16 +82,7 @@ class ReAttention(Remap):
         limit: Limit = lambda part: part,
         **options: Any,
     ) -> Queries:
-        length = q_BLHK.shape[1]
-        size = min(self.chunk, length)
-
-        def chunks(x: Array) -> Array:
-            """`[B, L, ...]` as `[chunks, B, C, ...]`; padding is of segment 0."""
-            x = jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-        def one(own: tuple) -> Array:
-            q, where = own
+        def chunk(q: Array, where: Context) -> Array:
             kept, q_pos, k_pos = self.chosen(q, k_BSGK, where, k_context)
             part = Part(
                 self.rope.rotate(q, q_pos, self.trained, params),
@@ -100,10 +92,7 @@ class ReAttention(Remap):
             shown = k_context._replace(segments_BL=jnp.where(kept, k_context.segments_BL, 0))
             return attention.attend([limit(part)], v_BSGK, where, shown, **options)
 
-        if size == length:
-            return one((q_BLHK, q_context))
-        out = jax.lax.map(one, (chunks(q_BLHK), jax.tree.map(chunks, q_context)))
-        return jnp.moveaxis(out, 0, 1).reshape(len(q_BLHK), -1, *out.shape[3:])[:, :length]
+        return in_rows(chunk, q_BLHK, q_context, self.chunk)
 
     def chosen(
         self, q_BLHK: Queries, k_BSGK: Keys, q_context: Context, k_context: Context

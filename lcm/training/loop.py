@@ -42,12 +42,11 @@ def check(cfg: ConfigDict) -> None:
     config.check_keys(cfg)
     models.check_backend(models.spec(cfg))
     parallel.make(cfg)
-    rule = optimizer(cfg.train)
+    optimizer(cfg.train)
     positions.make_placement(cfg.train.placement).check(cfg.data.length)
     if cfg.train.init:
         _check_init(cfg)
-    spec = models.spec(cfg)
-    jax.eval_shape(lambda key: init_state(spec, rule, key, 0.0), jax.random.key(0))
+    abstract_state(cfg)  # train.only names parameters
     for key in ("log_every", "position_bins", "batch"):
         if cfg.train[key] < 1:
             raise ConfigError(f"train.{key}={cfg.train[key]} must be at least 1")
@@ -134,7 +133,6 @@ def _begun(cfg: ConfigDict, state: TrainState, layout: TrainState) -> TrainState
     folder = pathlib.Path(cfg.train.init)
     params, _ = checkpoints.restore_params(folder, abstract_state(workdir.read_config(folder)))
     params = models.adopt(cfg, params, jax.random.key(cfg.seed))
-    models.check_params(cfg, params)
     params = jax.device_put(models.only_used(cfg, params), layout.params)
     average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
     return state._replace(params=params, average=average)

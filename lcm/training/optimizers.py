@@ -77,9 +77,8 @@ def optimizer(train: Any) -> optax.GradientTransformation:
     whole = optax.chain(clip, rule, decay)
     if not train.only:
         return whole
-    _pattern(train.only)
-    rules = {"tuned": whole, "frozen": optax.set_to_zero()}
-    return optax.partition(rules, lambda params: _tuned(params, train.only))
+    rules, only = {"tuned": whole, "frozen": optax.set_to_zero()}, _pattern(train.only)
+    return optax.partition(rules, lambda params: _tuned(params, only))
 
 
 def _pattern(only: str) -> re.Pattern:
@@ -89,20 +88,20 @@ def _pattern(only: str) -> re.Pattern:
         raise ConfigError(f"train.only={only!r} is no regular expression: {error}") from error
 
 
-def _tuned(params: Any, only: str) -> Any:
+def _tuned(params: Any, only: re.Pattern) -> Any:
     """Which parameters are trained, by the names `tuned` and `frozen`.
 
     Raises:
         ConfigError: if none is.
     """
     names = [path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    if not any(re.search(only, name) for name in names):
+    if not any(only.search(name) for name in names):
         raise ConfigError(
-            f"train.only={only!r} is found in no parameter, so nothing would be trained: they are "
-            f"{', '.join(names)}"
+            f"train.only={only.pattern!r} is found in no parameter, so nothing would be trained: "
+            f"they are {', '.join(names)}"
         )
     return jax.tree_util.tree_map_with_path(
-        lambda keys, _: "tuned" if re.search(only, path(keys)) else "frozen", params
+        lambda keys, _: "tuned" if only.search(path(keys)) else "frozen", params
     )
 
 
