@@ -1,7 +1,8 @@
 """Layers: NNX modules that describe parameters and call pure operations."""
 
-from lcm.nn.attention import Attention, KVCache
+from lcm.nn.attention import Attention
 from lcm.nn.block import MIXERS, Block, flops, init_state
+from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits
 from lcm.nn.mlp import MLPS
@@ -17,6 +18,7 @@ __all__ = [
     "Head",
     "KVCache",
     "LayerSpec",
+    "PagedKVCache",
     "RMSNorm",
     "dense",
     "flops",
