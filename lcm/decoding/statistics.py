@@ -32,7 +32,7 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray, least: float = 5.0
 
 
 def moments(logits_RV: Array) -> tuple[Array, Array]:
-    """Mean and variance of a draw's surprise `-log P(x)`, `[R]` each: `H` and `sum P log^2 P - H^2`.
+    """Mean `H` and variance `sum P log^2 P - H^2` of a draw's surprise `-log P(x)`, `[R]` each.
 
     Take the logits that the token was drawn from, after every truncation.
     """
