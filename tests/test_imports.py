@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": TENSORS | {"data", "parallel"},
     "training": TENSORS | {"data", "parallel", "config"},
     "evaluation": TENSORS | {"data", "parallel", "config", "training"},
+    "decoding": TENSORS | {"data", "parallel", "config", "training"},
     "report": TENSORS | {"data", "parallel", "config", "training", "evaluation"},
     "aot": BASE,
     "reproduce": TENSORS | {"data", "parallel", "config", "training", "evaluation", "report"},

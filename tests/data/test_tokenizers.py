@@ -109,6 +109,127 @@ def test_special_tokens_in_a_text_are_text(bpe, piece):
         )
 
 
+def test_special_tokens_of_a_text_that_was_made_with_them(bpe, piece):
+    for tokenizer in (bpe, piece):
+        ids = tokenizer.encode("<s>the dogs</s>", special=True)
+        middle = tokenizer.encode("the dogs")
+        assert ids.tolist() == [tokenizer.bos, *middle, tokenizer.eos]
+        assert tokenizer.decode(ids, special=True) == "<s>the dogs</s>"
+        assert tokenizer.decode(ids) == "the dogs"
+        assert {tokenizer.bos, tokenizer.eos} <= tokenizer.special_ids
+        assert tokenizer.special_ids.isdisjoint(middle) and tokenizer.stops == (tokenizer.eos,)
+        assert tokenizer.eos not in tokenizer.encode("a</s>")  # the reading of special is no state
+
+
+def joined(tokenizer, ids):
+    return b"".join(map(tokenizer.token_bytes, ids))
+
+
+@given(unicode_text)
+def test_bytes_of_tokens_are_the_text(bpe, piece, text):
+    for tokenizer in (tokenizers.load("bytes"), bpe):
+        ids = tokenizer.encode(text)
+        assert joined(tokenizer, ids) == text.encode()
+        assert joined(tokenizer, [tokenizer.bos, *ids, tokenizer.eos]) == text.encode()
+    text = joined(piece, ids := piece.encode(text)).decode()
+    assert piece.decode(ids) in (text, text.removeprefix(" "))
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "wordpiece", "suffix", "words"])
+def test_bytes_of_tokens_of_other_kinds(tmp_path, kind):
+    """Decoders that join tokens by a rule of their own: the bytes are what follows in a text."""
+    models, pre, decoders = hf.models, hf.pre_tokenizers, hf.decoders
+    model, before, after, trainer = {
+        "metaspace": (
+            models.BPE(byte_fallback=True, unk_token="<unk>"),
+            pre.Metaspace(),
+            decoders.Sequence(
+                [
+                    decoders.Replace("▁", " "),
+                    decoders.ByteFallback(),
+                    decoders.Fuse(),
+                    decoders.Strip(" ", 1, 0),
+                ]
+            ),
+            hf.trainers.BpeTrainer,
+        ),
+        "wordpiece": (
+            models.WordPiece(unk_token="<unk>"),
+            pre.Whitespace(),
+            decoders.WordPiece(),
+            hf.trainers.WordPieceTrainer,
+        ),
+        "suffix": (
+            models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"),
+            pre.Whitespace(),
+            decoders.BPEDecoder(suffix="</w>"),
+            lambda **kw: hf.trainers.BpeTrainer(end_of_word_suffix="</w>", **kw),
+        ),
+        "words": (
+            models.WordLevel(unk_token="<unk>"),
+            pre.Whitespace(),
+            None,
+            hf.trainers.WordLevelTrainer,
+        ),
+    }[kind]
+    raw = hf.Tokenizer(model)
+    raw.pre_tokenizer = before
+    if after:
+        raw.decoder = after
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "metaspace":
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+    raw.train_from_iterator(
+        LINES, trainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
+    config = json.loads(raw.to_str())
+    config["added_tokens"] = [
+        t for t in config["added_tokens"] if not t["content"].startswith("<0")
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(config))
+    tokenizer = tokenizers.load(str(tmp_path))
+    text = "the lazy dogs jumped over naïve café"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert joined(tokenizer, ids).decode().strip(" ") == text
+    assert tokenizer.decode(ids[:1]) == "the"
+    rest = joined(tokenizer, ids[1:]).decode()
+    assert rest == ("lazy dogs jumped over naïve café " if kind == "suffix" else text[3:])
+    if kind == "metaspace":
+        ids = tokenizer.encode("the ß🦖")
+        assert joined(tokenizer, ids).decode() == " the ß🦖" and len(ids) >= 6
+
+
+def test_bytes_of_words_have_the_blank_between(tmp_path):
+    words = tokenizers.load("task:addition")
+    ids = words.encode("12+3=")
+    assert joined(words, [words.bos, *ids]).decode().removeprefix(" ") == words.decode(ids)
+    assert words.special_ids == {0, 1} and words.stops == (words.eos,)
+
+
+def test_where_generation_stops(tmp_path):
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<stop>", "</s>"]
+    path = write_bpe(tmp_path / "tokenizer.json", special)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    assert tokenizers.load(str(path)).stops == (2, 0, 4)
+    generation = tmp_path / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [3, 2]}))
+    assert tokenizers.load(str(path)).stops == (2, 3, 0, 4)
+    generation.write_text(json.dumps({"eos_token_id": 3}))
+    assert pickle.loads(pickle.dumps(tokenizers.load(str(path)))).stops == (2, 3, 0, 4)
+
+
+def test_what_a_file_puts_before_a_text(tmp_path):
+    path = write_bpe(tmp_path / "tokenizer.json", ["<s>", "</s>"])
+    assert not tokenizers.load(str(path)).add_bos
+    raw = hf.Tokenizer.from_file(str(path))
+    raw.post_processor = hf.processors.TemplateProcessing("<s> $0", special_tokens=[("<s>", 0)])
+    raw.save(str(path))
+    assert tokenizers.load(str(path)).add_bos
+    assert tokenizers.load(str(path)).encode("the").tolist() == raw.encode("the").ids[1:]
+
+
 def test_the_file_cannot_truncate(bpe):
     assert len(bpe.encode(TEXT)) > 4 and len(bpe.encode("a")) == 1
 

@@ -22,6 +22,9 @@ class Words:
     words: tuple[str, ...]
     bos: int = dataclasses.field(default=0, init=False)
     eos: int = dataclasses.field(default=1, init=False)
+    add_bos: bool = dataclasses.field(default=True, init=False)
+    stops: tuple[int, ...] = dataclasses.field(default=(1,), init=False)
+    special_ids: frozenset[int] = dataclasses.field(default=frozenset({0, 1}), init=False)
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +52,7 @@ class Words:
             )
         return found
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
         return np.array([self._ids[word] for word in self.split(text)], np.int32)
 
     def encode_aligned(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,5 +62,8 @@ class Words:
         width = np.cumsum([0, *(len(character.encode("utf-8")) for character in text)])
         return ids, np.diff(width[ends], prepend=0).astype(np.int32)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray, special: bool = False) -> str:
         return " ".join(self.words[i - 2] for i in map(int, ids) if i >= 2)
+
+    def token_bytes(self, token: int) -> bytes:
+        return f" {self.words[token - 2]}".encode() if token >= 2 else b""

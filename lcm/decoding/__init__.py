@@ -1,0 +1,24 @@
+"""Decoding: from logits to tokens, and from tokens to text."""
+
+from lcm.decoding.history import History, begin, insert, observe, take
+from lcm.decoding.processors import Chain, chain, process
+from lcm.decoding.sampling import Drawn, draw, keys, sample
+from lcm.decoding.settings import Plan, Sampling, plan
+
+__all__ = [
+    "Chain",
+    "Drawn",
+    "History",
+    "Plan",
+    "Sampling",
+    "begin",
+    "chain",
+    "draw",
+    "insert",
+    "keys",
+    "observe",
+    "plan",
+    "process",
+    "sample",
+    "take",
+]
