@@ -1,6 +1,7 @@
 """The decoder-only language model: `init` and `apply`, layers stacked and scanned."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -123,6 +124,12 @@ def unstacked(stacked: Any) -> list[Any]:
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
     return [jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(count)]
+
+
+def over_layers(change: Callable[..., Any], *layers: tuple[list, ...]) -> tuple[list, ...]:
+    """`change` of each layer's state, of states whose layers are lists."""
+    kinds = zip(*layers, strict=True)
+    return tuple([change(*each) for each in zip(*kind, strict=True)] for kind in kinds)
 
 
 def _layers(

@@ -6,6 +6,7 @@ its tokens is its own affair.
 """
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from lcm.ops.attention.decode.reference import gathered, slot_positions
 from lcm.types import Array, Context, Keys, Values
 
 View = tuple[Keys, Values, Context]
+Slots = dict[str, Array]
 
 
 @jax.tree_util.register_dataclass
@@ -23,20 +25,21 @@ View = tuple[Keys, Values, Context]
 class KVCache:
     """Rows of S slots, each with the place of its token.
 
-    k, v: `[B, S, G, K]`, keys as the encoding lets them be cached; int8 with `scales` or not.
+    k, v: `[B, S, G, K]`, keys as the encoding lets them be cached.
+    k_scale, v_scale: float32 `[B, S, G]` of int8 keys and values, else `None`.
     positions, segments: int32 `[B, S]`, segment 0 where nothing is written yet.
     used_B: int32, tokens of each row so far; padding (segment 0) takes no slot.
-    scales: float32 `[2, B, S, G]` of int8 keys and values, else `None`.
-    chunk: 0, or the most tokens of a call to a ring, whose slots past the first `sinks` hold the
-        latest tokens.
+    sinks, chunk: of a ring, whose slots past the first `sinks` hold the latest tokens, and which
+        takes at most `chunk` tokens a call; 0 elsewhere.
     """
 
     k_BSGK: Array
     v_BSGK: Array
+    k_scale_BSG: Array | None
+    v_scale_BSG: Array | None
     positions_BS: Array
     segments_BS: Array
     used_B: Array
-    scales: Array | None = None
     sinks: int = dataclasses.field(default=0, metadata={"static": True})
     chunk: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -45,7 +48,7 @@ class KVCache:
         """S."""
         return self.k_BSGK.shape[-3]
 
-    def append(self, k_BLGK: Keys, v_BLGK: Values, context: Context) -> "KVCache":
+    def append(self, k_BLGK: Keys, v_BLGK: Values, context: Context) -> Self:
         """The cache with the tokens that are no padding behind those it has.
 
         Tokens that find no slot are dropped; `lcm.apply` refuses them where it can see them.
@@ -59,99 +62,102 @@ class KVCache:
                 f"{length} tokens for a ring that takes {self.chunk} in one call: make the state "
                 f"with init_state(..., chunk={length}), or pass fewer at a time"
             )
+        new = {"positions_BS": context.positions_BL, "segments_BS": context.segments_BL}
+        for name, x_BLGK in (("k", k_BLGK), ("v", v_BLGK)):
+            scale = None
+            if self.k_scale_BSG is not None:
+                x_BLGK, scale = quantised(x_BLGK)
+            new.update({f"{name}_BSGK": x_BLGK, f"{name}_scale_BSG": scale})
         real_BL = context.segments_BL > 0
+        rows_B1 = jnp.arange(len(self.used_B))[:, None]
+        written = self._written((rows_B1, self._slots(real_BL)), new)
+        used_B = self.used_B + real_BL.sum(1, dtype=jnp.int32)
+        return dataclasses.replace(self, **written, used_B=used_B)
+
+    def _slots(self, real_BL: Array) -> Array:
+        """Slots of the next tokens; that beyond the last one, where nothing can be written, of
+        padding."""
         number_BL = self.used_B[:, None] + jnp.cumsum(real_BL, 1) - 1
-        slot_BL = number_BL
-        if self.chunk:
-            turned = self.sinks + (number_BL - self.sinks) % (self.slots - self.sinks)
-            slot_BL = jnp.where(number_BL < self.sinks, number_BL, turned)
-        slot_BL = jnp.where(real_BL, slot_BL, self.slots)  # beyond the end: dropped
-        row_B1 = jnp.arange(len(self.used_B))[:, None]
+        return jnp.where(real_BL, self._slot(number_BL), self.slots)
 
-        def put(slots: Array, new: Array) -> Array:
-            return slots.at[row_B1, slot_BL].set(new.astype(slots.dtype), mode="drop")
+    def _slot(self, number: Array) -> Array:
+        """The slot of a token by its number in the row."""
+        if not self.chunk:
+            return number
+        turned = self.sinks + (number - self.sinks) % (self.slots - self.sinks)
+        return jnp.where(number < self.sinks, number, turned)
 
-        scales = self.scales
-        if scales is not None:
-            (k_BLGK, k_scale), (v_BLGK, v_scale) = quantised(k_BLGK), quantised(v_BLGK)
-            scales = jnp.stack([put(scales[0], k_scale), put(scales[1], v_scale)])
-        return dataclasses.replace(
-            self,
-            k_BSGK=put(self.k_BSGK, k_BLGK),
-            v_BSGK=put(self.v_BSGK, v_BLGK),
-            positions_BS=put(self.positions_BS, context.positions_BL),
-            segments_BS=put(self.segments_BS, context.segments_BL),
-            used_B=self.used_B + real_BL.sum(1, dtype=jnp.int32),
-            scales=scales,
-        )
+    def _written(self, where: tuple, new: dict[str, Array | None]) -> Slots:
+        """What the fields of `new` are once that is written at an index of rows and slots."""
+
+        def put(name: str, x: Array) -> Array:
+            old = getattr(self, name)
+            return old.at[where].set(x.astype(old.dtype), mode="drop")
+
+        return {name: put(name, x) for name, x in new.items() if x is not None}
 
     def view(self) -> View:
         """What attention sees: all slots, int8 ones as float32."""
-        context = _context(self.positions_BS, self.segments_BS)
-        if self.scales is None:
-            return self.k_BSGK, self.v_BSGK, context
-        k, v = (
-            x.astype(jnp.float32) * scale[..., None]
-            for x, scale in zip((self.k_BSGK, self.v_BSGK), self.scales, strict=True)
-        )
-        return k, v, context
+        k_BSGK, v_BSGK = self.k_BSGK, self.v_BSGK
+        if self.k_scale_BSG is not None:
+            k_BSGK = k_BSGK.astype(jnp.float32) * self.k_scale_BSG[..., None]
+            v_BSGK = v_BSGK.astype(jnp.float32) * self.v_scale_BSG[..., None]
+        return k_BSGK, v_BSGK, _context(self.positions_BS, self.segments_BS)
 
-    def longer(self, slots: int) -> "KVCache":
-        """The cache with more slots a row; a ring stays as it is."""
+    def longer(self, slots: int) -> Self:
+        """The cache with so many slots a row, at least; a ring stays as it is."""
         missing = slots - self.slots
         if self.chunk or missing <= 0:
             return self
 
-        def padded(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)])
+        def padded(x: Array) -> Array:
+            return jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)])
 
-        own = {
-            name: padded(getattr(self, name), 1)
-            for name in ("k_BSGK", "v_BSGK", "positions_BS", "segments_BS")
-        }
-        scales = None if self.scales is None else padded(self.scales, 2)
-        return dataclasses.replace(self, **own, scales=scales)
+        return jax.tree.map(lambda x: x if x is self.used_B else padded(x), self)
 
-    def rows(self, row_R: Array) -> "KVCache":
+    def rows(self, row_R: Array) -> Self:
         """Some rows, in any order, any of them more than once."""
-        own = jax.tree.map(lambda x: x[row_R], dataclasses.replace(self, scales=None))
-        scales = None if self.scales is None else self.scales[:, row_R]
-        return dataclasses.replace(own, scales=scales)
+        return jax.tree.map(lambda x: x[row_R], self)
 
-    def insert(self, row: Array | int, one: "KVCache", source: Array | int = 0) -> "KVCache":
-        """The cache with a row of another one, of no more slots, in the place of its own."""
+    def insert(self, row: Array | int, one: Self, start: Array | int, count: Array | int) -> Self:
+        """The cache with `count` tokens of the only row of another one in the place of a row.
 
-        def put(mine: Array, other: Array) -> Array:
-            return mine.at[row, : other.shape[1]].set(other[source]) if other.ndim > 1 else (
-                mine.at[row].set(other[source])
-            )
-
-        own = {
-            name: put(getattr(self, name), getattr(one, name))
-            for name in ("k_BSGK", "v_BSGK", "used_B", "positions_BS")
-        }
-        # What lies behind the new row's end is of the old one: nothing is there.
-        cleared = self.segments_BS.at[row].set(0)
-        scales = self.scales
-        if scales is not None:
-            scales = jnp.stack([put(mine, other) for mine, other in zip(scales, one.scales)])
-        return dataclasses.replace(
-            self, **own, segments_BS=put(cleared, one.segments_BS), scales=scales
-        )
+        There they lie from slot `start` on, as a document of a packed row does. A ring takes
+        another of its size as it is, and of a whole row what has room in it.
+        """
+        at_S = jnp.arange(one.slots)
+        if one.chunk:
+            from_S, to_S = at_S, at_S
+        else:
+            from_S = jnp.minimum(start + at_S, one.slots - 1)
+            kept_S = (at_S >= count - self.slots + self.sinks) | (at_S < self.sinks)
+            to_S = jnp.where((at_S < count) & kept_S, self._slot(at_S), self.slots)
+        names = [field.name for field in dataclasses.fields(self) if "BS" in field.name]
+        new = {name: getattr(one, name) for name in names}
+        new = {name: x if x is None else x[0, from_S] for name, x in new.items()}
+        new["segments_BS"] = jnp.minimum(new["segments_BS"], 1)  # one document, whichever it was
+        cleared = dataclasses.replace(self, segments_BS=self.segments_BS.at[row].set(0))
+        written = cleared._written((row, to_S), new)
+        return dataclasses.replace(self, **written, used_B=self.used_B.at[row].set(count))
 
 
 def contiguous(
     batch: int, slots: int, heads: int, size: int, dtype: jnp.dtype, sinks: int = 0, chunk: int = 0
 ) -> KVCache:
     """An empty cache; with `chunk` a ring of `slots` slots, `sinks` of them for the first."""
-    shape = (batch, slots, heads, size)
 
-    def places() -> Array:  # an array each, so that a program may be given both to overwrite
+    def numbers() -> Array:  # an array each, so that a program may be given both to overwrite
+        return jnp.zeros((batch, slots, heads, size), dtype)
+
+    def scales() -> Array | None:
+        return jnp.zeros((batch, slots, heads)) if jnp.dtype(dtype) == jnp.int8 else None
+
+    def places() -> Array:
         return jnp.zeros((batch, slots), jnp.int32)
 
-    scales = jnp.zeros((2, *shape[:3])) if jnp.dtype(dtype) == jnp.int8 else None
-    k, v, used_B = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32)
-    return KVCache(k, v, places(), places(), used_B, scales, sinks, chunk)
+    used_B = jnp.zeros(batch, jnp.int32)
+    pairs = numbers(), numbers(), scales(), scales(), places(), places()
+    return KVCache(*pairs, used_B, sinks, chunk)
 
 
 @jax.tree_util.register_dataclass
@@ -159,8 +165,7 @@ def contiguous(
 class PagedKVCache:
     """Rows in pages of a common pool (arXiv:2309.06180): one document a row, positions from 0.
 
-    Who owns which page is decided outside, see lcm.decoding.pages; a row that is not there has
-    length 0 and a table of -1.
+    Which pages a row has is decided outside, see lcm.decoding.pages.
     """
 
     cache: Cache
@@ -170,10 +175,10 @@ class PagedKVCache:
         """Tokens that the table has room for in a row."""
         return self.cache.slots
 
-    def append(self, k_BLGK: Keys, v_BLGK: Values, context: Context) -> "PagedKVCache":
-        """The cache with the tokens of each row, padding at the end of a row left out."""
+    def append(self, k_BLGK: Keys, v_BLGK: Values, context: Context) -> Self:
+        """The cache with the tokens of each row, the padding at its end left out."""
         counts_B = (context.segments_BL > 0).sum(1, dtype=jnp.int32)
-        return PagedKVCache(append(self.cache, k_BLGK, v_BLGK, counts_B))
+        return type(self)(append(self.cache, k_BLGK, v_BLGK, counts_B))
 
     def view(self) -> View:
         """The pages of each row gathered into one piece; the kernel for TPUs reads them in place."""
@@ -182,6 +187,25 @@ class PagedKVCache:
         v_BSGK = gathered(cache, cache.v_PTM, cache.v_scale_PGT)
         positions_BS = slot_positions(cache.lengths_B, cache.slots)
         return k_BSGK, v_BSGK, _context(positions_BS, (positions_BS >= 0).astype(jnp.int32))
+
+    def with_table(self, table_BN: Array) -> Self:
+        """The cache with other pages for its rows."""
+        return type(self)(dataclasses.replace(self.cache, table_BN=table_BN))
+
+    def insert(
+        self, row: Array | int, one: KVCache, start: Array | int, count: Array | int
+    ) -> Self:
+        """As `KVCache.insert`, into the pages that the table has for the row."""
+        at_S = jnp.minimum(start + jnp.arange(one.slots), one.slots - 1)
+        k_1SGK, v_1SGK, _ = one.view()
+        table_1N = jax.lax.dynamic_slice_in_dim(self.cache.table_BN, row, 1)
+        alone = dataclasses.replace(
+            self.cache, table_BN=table_1N, lengths_B=jnp.zeros(1, jnp.int32)
+        )
+        alone = append(alone, k_1SGK[:, at_S], v_1SGK[:, at_S], jnp.asarray(count)[None])
+        whole = {"table_BN": self.cache.table_BN}
+        lengths_B = self.cache.lengths_B.at[row].set(count)
+        return type(self)(dataclasses.replace(alone, **whole, lengths_B=lengths_B))
 
 
 def _context(positions_BS: Array, segments_BS: Array) -> Context:

@@ -1,0 +1,68 @@
+"""The compiled programs of the engine: read a chunk of a prompt, take over a row, make one token.
+
+Each is compiled once per model, and per size of what it is given; states are given away to be
+written where they lie.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lcm.decoding import history as histories
+from lcm.decoding.history import History, observe
+from lcm.decoding.processors import Chain
+from lcm.decoding.sampling import Drawn, sample
+from lcm.models import ModelSpec, State, decoder
+from lcm.types import Array, Context, Tokens
+
+
+class Rows(NamedTuple):
+    """What the engine keeps of R requests on the device beside their state.
+
+    token_R: the last token of each, which no layer has seen yet.
+    active_R: rows that hold a request.
+    """
+
+    token_R: Array
+    active_R: Array
+    chain: Chain
+    key_R: Array | None
+    history: History
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(spec: ModelSpec, params: Any, state: State, tokens_BL: Tokens, at: Context) -> State:
+    """The state after more tokens of prompts, whose logits nobody needs."""
+    return decoder.hidden(spec, params, tokens_BL, at, state)[1]
+
+
+@partial(jax.jit, donate_argnums=(0, 1))
+def take_over(
+    state: State, rows: Rows, row: Array, one: State, start: Array, count: Array, new: Rows
+) -> tuple[State, Rows]:
+    """A request's tokens of a prefilled state, and what else there is of it, in a row."""
+    insert = lambda mine, other: mine.insert(row, other, start, count)  # noqa: E731
+    layers = decoder.over_layers(insert, state.layers, one.layers)
+    state = State(state.used_B.at[row].set(count), layers)
+    return state, histories.insert(rows, row, new)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def step(spec: ModelSpec, params: Any, state: State, rows: Rows) -> tuple[State, Rows, Drawn]:
+    """One more token of every active row; the others stay as they are."""
+    at_R1, there_R1 = state.used_B[:, None], rows.active_R[:, None].astype(jnp.int32)
+    at = Context(at_R1, there_R1, jnp.full_like(at_R1, -1))
+    x_BLD, state = decoder.hidden(spec, params, rows.token_R[:, None], at, state)
+    logits_RV = decoder.logits(spec, params, x_BLD)[:, 0]
+    history, drawn = sample(rows.chain, rows.key_R, rows.history, logits_RV)
+    history = observe(history, drawn.token_R, rows.active_R)
+    token_R = jnp.where(rows.active_R, drawn.token_R, rows.token_R)
+    return state, rows._replace(token_R=token_R, history=history), drawn
+
+
+@partial(jax.jit, donate_argnums=0)
+def release(rows: Rows, row: Array) -> Rows:
+    """The rows with one of them free again."""
+    return rows._replace(active_R=rows.active_R.at[row].set(False))
