@@ -259,16 +259,14 @@ class _Batch:
             keys(one, self.plan),
             begin(one, prompts, self.plan),
         )
-        where = (jnp.int32(x) for x in (row, start, count))
-        at, start, count = where
         self.state, self.device = programs.take_over(
-            self.state, self.device, at, state, start, count, new
+            self.state, self.device, row, state, start, count, new
         )
         self.rows[row] = _Row(number, TextStream(self.engine.tokenizer, request.stop))
 
     def _release(self, row: int) -> None:
         self.rows[row] = None
-        self.device = programs.release(self.device, jnp.int32(row))
+        self.device = programs.release(self.device, row)
         if self.pool is not None:
             self.pool.release(row)
 

@@ -38,15 +38,32 @@ def prefill(spec: ModelSpec, params: Any, state: State, tokens_BL: Tokens, at: C
     return decoder.hidden(spec, params, tokens_BL, at, state)[1]
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
 def take_over(
-    state: State, rows: Rows, row: Array, one: State, start: Array, count: Array, new: Rows
+    state: State, rows: Rows, row: int, one: State, start: int, count: int, new: Rows
 ) -> tuple[State, Rows]:
-    """A request's tokens of a prefilled state, and what else there is of it, in a row."""
-    insert = lambda mine, other: mine.insert(row, other, start, count)  # noqa: E731
+    """A request's tokens of a prefilled state, and what else there is of it, in a row.
+
+    Layer by layer, as one small program serves all that are alike.
+    """
+    row, start, count = (jnp.int32(x) for x in (row, start, count))
+    insert = lambda mine, other: _insert(mine, row, other, start, count)  # noqa: E731
     layers = decoder.over_layers(insert, state.layers, one.layers)
-    state = State(state.used_B.at[row].set(count), layers)
-    return state, histories.insert(rows, row, new)
+    return State(_set(state.used_B, row, count), layers), _replace(rows, row, new)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _insert(mine: Any, row: Array, other: Any, start: Array, count: Array) -> Any:
+    return mine.insert(row, other, start, count)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set(x_R: Array, row: Array, value: Array) -> Array:
+    return x_R.at[row].set(value)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _replace(rows: Rows, row: Array, new: Rows) -> Rows:
+    return histories.insert(rows, row, new)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -62,7 +79,6 @@ def step(spec: ModelSpec, params: Any, state: State, rows: Rows) -> tuple[State,
     return state, rows._replace(token_R=token_R, history=history), drawn
 
 
-@partial(jax.jit, donate_argnums=0)
-def release(rows: Rows, row: Array) -> Rows:
+def release(rows: Rows, row: int) -> Rows:
     """The rows with one of them free again."""
-    return rows._replace(active_R=rows.active_R.at[row].set(False))
+    return rows._replace(active_R=_set(rows.active_R, jnp.int32(row), jnp.bool_(False)))

@@ -25,18 +25,18 @@ Slots = dict[str, Array]
 class KVCache:
     """Rows of S slots, each with the place of its token.
 
-    k, v: `[B, S, G, K]`, keys as the encoding lets them be cached.
-    k_scale, v_scale: float32 `[B, S, G]` of int8 keys and values, else `None`.
+    k, v: `[B, G, S, K]`, as attention multiplies them; keys as the encoding lets them be cached.
+    k_scale, v_scale: float32 `[B, G, S]` of int8 keys and values, else `None`.
     positions, segments: int32 `[B, S]`, segment 0 where nothing is written yet.
     used_B: int32, tokens of each row so far; padding (segment 0) takes no slot.
     sinks, chunk: of a ring, whose slots past the first `sinks` hold the latest tokens, and which
         takes at most `chunk` tokens a call; 0 elsewhere.
     """
 
-    k_BSGK: Array
-    v_BSGK: Array
-    k_scale_BSG: Array | None
-    v_scale_BSG: Array | None
+    k_BGSK: Array
+    v_BGSK: Array
+    k_scale_BGS: Array | None
+    v_scale_BGS: Array | None
     positions_BS: Array
     segments_BS: Array
     used_B: Array
@@ -46,7 +46,7 @@ class KVCache:
     @property
     def slots(self) -> int:
         """S."""
-        return self.k_BSGK.shape[-3]
+        return self.k_BGSK.shape[-2]
 
     def append(self, k_BLGK: Keys, v_BLGK: Values, context: Context) -> Self:
         """The cache with the tokens that are no padding behind those it has.
@@ -65,12 +65,12 @@ class KVCache:
         new = {"positions_BS": context.positions_BL, "segments_BS": context.segments_BL}
         for name, x_BLGK in (("k", k_BLGK), ("v", v_BLGK)):
             scale = None
-            if self.k_scale_BSG is not None:
+            if self.k_scale_BGS is not None:
                 x_BLGK, scale = quantised(x_BLGK)
-            new.update({f"{name}_BSGK": x_BLGK, f"{name}_scale_BSG": scale})
+            new.update({f"{name}_BGSK": x_BLGK, f"{name}_scale_BGS": scale})
         real_BL = context.segments_BL > 0
         rows_B1 = jnp.arange(len(self.used_B))[:, None]
-        written = self._written((rows_B1, self._slots(real_BL)), new)
+        written = self._written(rows_B1, self._slots(real_BL), new)
         used_B = self.used_B + real_BL.sum(1, dtype=jnp.int32)
         return dataclasses.replace(self, **written, used_B=used_B)
 
@@ -87,22 +87,23 @@ class KVCache:
         turned = self.sinks + (number - self.sinks) % (self.slots - self.sinks)
         return jnp.where(number < self.sinks, number, turned)
 
-    def _written(self, where: tuple, new: dict[str, Array | None]) -> Slots:
-        """What the fields of `new` are once that is written at an index of rows and slots."""
+    def _written(self, row: Array | int, slot: Array, new: dict[str, Array | None]) -> Slots:
+        """What the fields of `new` are once that is written in rows and slots."""
 
         def put(name: str, x: Array) -> Array:
             old = getattr(self, name)
-            return old.at[where].set(x.astype(old.dtype), mode="drop")
+            return old.at[_index(old, row, slot)].set(x.astype(old.dtype), mode="drop")
 
         return {name: put(name, x) for name, x in new.items() if x is not None}
 
     def view(self) -> View:
         """What attention sees: all slots, int8 ones as float32."""
-        k_BSGK, v_BSGK = self.k_BSGK, self.v_BSGK
-        if self.k_scale_BSG is not None:
-            k_BSGK = k_BSGK.astype(jnp.float32) * self.k_scale_BSG[..., None]
-            v_BSGK = v_BSGK.astype(jnp.float32) * self.v_scale_BSG[..., None]
-        return k_BSGK, v_BSGK, _context(self.positions_BS, self.segments_BS)
+        k_BGSK, v_BGSK = self.k_BGSK, self.v_BGSK
+        if self.k_scale_BGS is not None:
+            k_BGSK = k_BGSK.astype(jnp.float32) * self.k_scale_BGS[..., None]
+            v_BGSK = v_BGSK.astype(jnp.float32) * self.v_scale_BGS[..., None]
+        context = _context(self.positions_BS, self.segments_BS)
+        return k_BGSK.swapaxes(1, 2), v_BGSK.swapaxes(1, 2), context
 
     def longer(self, slots: int) -> Self:
         """The cache with so many slots a row, at least; a ring stays as it is."""
@@ -111,7 +112,7 @@ class KVCache:
             return self
 
         def padded(x: Array) -> Array:
-            return jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)])
+            return jnp.pad(x, [(0, missing if axis == _axis(x) else 0) for axis in range(x.ndim)])
 
         return jax.tree.map(lambda x: x if x is self.used_B else padded(x), self)
 
@@ -132,13 +133,23 @@ class KVCache:
             from_S = jnp.minimum(start + at_S, one.slots - 1)
             kept_S = (at_S >= count - self.slots + self.sinks) | (at_S < self.sinks)
             to_S = jnp.where((at_S < count) & kept_S, self._slot(at_S), self.slots)
-        names = [field.name for field in dataclasses.fields(self) if "BS" in field.name]
+        names = [field.name for field in dataclasses.fields(self) if "S" in field.name]
         new = {name: getattr(one, name) for name in names}
-        new = {name: x if x is None else x[0, from_S] for name, x in new.items()}
+        new = {name: x if x is None else x[_index(x, 0, from_S)] for name, x in new.items()}
         new["segments_BS"] = jnp.minimum(new["segments_BS"], 1)  # one document, whichever it was
         cleared = dataclasses.replace(self, segments_BS=self.segments_BS.at[row].set(0))
-        written = cleared._written((row, to_S), new)
+        written = cleared._written(row, to_S, new)
         return dataclasses.replace(self, **written, used_B=self.used_B.at[row].set(count))
+
+
+def _axis(x: Array) -> int:
+    """The axis of slots: behind that of heads where there is one."""
+    return 2 if x.ndim > 2 else 1
+
+
+def _index(x: Array, row: Array | int, slot: Array) -> tuple:
+    """Of rows and slots, those of all heads where there are heads; heads come last then."""
+    return (row, slice(None), slot) if _axis(x) == 2 else (row, slot)
 
 
 def contiguous(
@@ -147,10 +158,10 @@ def contiguous(
     """An empty cache; with `chunk` a ring of `slots` slots, `sinks` of them for the first."""
 
     def numbers() -> Array:  # an array each, so that a program may be given both to overwrite
-        return jnp.zeros((batch, slots, heads, size), dtype)
+        return jnp.zeros((batch, heads, slots, size), dtype)
 
     def scales() -> Array | None:
-        return jnp.zeros((batch, slots, heads)) if jnp.dtype(dtype) == jnp.int8 else None
+        return jnp.zeros((batch, heads, slots)) if jnp.dtype(dtype) == jnp.int8 else None
 
     def places() -> Array:
         return jnp.zeros((batch, slots), jnp.int32)
