@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcm import models
+from lcm import models, nn
 from lcm.decoding import programs
 from lcm.decoding.history import begin
 from lcm.decoding.pages import Pool
@@ -77,9 +77,7 @@ class Engine:
     @functools.cached_property
     def rings(self) -> bool:
         """Whether a layer of the model keeps a window alone."""
-        longest = decoder.init_state
-        state = jax.eval_shape(lambda: longest(self.spec, 1, 1 << 30, self.cache_dtype, self.chunk))
-        return any(getattr(layer, "chunk", 0) for layer in state.layers)
+        return any(nn.reach(layer)[1] for layer in self.spec.layers)
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """The tokens of all requests, as they come; those of one request in their order.
@@ -92,10 +90,32 @@ class Engine:
             return
         for request in requests:
             models.check_limit(self.spec, request.tokens)
+            self.text(request)
         batch = _Batch(self, requests)
         while batch.busy:
             batch.read()
             yield from batch.write()
+
+    def text(self, request: Request) -> TextStream:
+        """What its tokens become.
+
+        Raises:
+            UserError: for stop strings of a model that knows no text.
+        """
+        if self.tokenizer is None and request.stop:
+            raise UserError(
+                f"stop={request.stop} cannot be found without a tokenizer: use stop_ids"
+            )
+        return TextStream(self.tokenizer or _NoText(), request.stop)
+
+    @property
+    def packs(self) -> bool:
+        """Whether several prompts may be read in one row: not where a ring would lose the first."""
+        return not self.rings
+
+    def slots(self, tokens: int) -> int:
+        """Slots of a row for so many tokens."""
+        return bucket(tokens)
 
     def state(self, rows: int, slots: int) -> State:
         """An empty state whose layers lie apart."""
@@ -119,18 +139,57 @@ def bucket(tokens: int) -> int:
     return max(LEAST, 1 << (tokens - 1).bit_length())
 
 
-@dataclasses.dataclass
-class _Job:
-    """Prompts that are being read: a packed row, and the state that it leaves.
+class Reader:
+    """Prompts that are read together: one row of them, packed, and the state that it leaves.
 
+    Requests with the same prompt, such as several samples of one, read it once.
+
+    requests: by their numbers; see `together` for how many may be.
     places: for each request its number, the slot where its prompt begins, and its tokens.
     """
 
-    state: State
-    tokens: np.ndarray
-    context: Context
-    places: list[tuple[int, int, int]]
-    done: int = 0
+    def __init__(self, engine: Engine, requests: dict[int, Request] | list[Request]) -> None:
+        numbered = requests if isinstance(requests, dict) else dict(enumerate(requests))
+        begins: dict[bytes, int] = {}
+        packed: list[np.ndarray] = []
+        self.places: list[tuple[int, int, int]] = []
+        for number, request in numbered.items():
+            key = request.prompt.tobytes()
+            if key not in begins:
+                begins[key] = sum(map(len, packed))
+                packed.append(request.prompt[:-1])
+            self.places.append((number, begins[key], request.read))
+        self._tokens = np.concatenate(packed)
+        positions = np.concatenate([np.arange(len(p), dtype=np.int32) for p in packed])
+        segments = np.repeat(np.arange(1, len(packed) + 1, dtype=np.int32), [*map(len, packed)])
+        self._context = Context(positions, segments, np.full_like(positions, -1))
+        self._engine, self._read = engine, 0
+        self.state = engine.state(1, bucket(max(len(self._tokens), 1)))
+
+    @property
+    def done(self) -> bool:
+        """Whether all prompts have been read."""
+        return self._read == len(self._tokens)
+
+    def read(self) -> None:
+        """The next chunk."""
+        engine, start = self._engine, self._read
+        self._read = min(start + engine.chunk, len(self._tokens))
+        missing = bucket(self._read - start) - (self._read - start)  # one of few sizes
+        part = lambda x: np.pad(x[start : self._read], (0, missing))[None]  # noqa: E731
+        context = jax.tree.map(part, self._context)
+        tokens = part(self._tokens)
+        self.state = programs.prefill(engine.spec, engine.params, self.state, tokens, context)
+
+
+class _NoText:
+    """Tokens of a model without a tokenizer: no text."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return b""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
 
 
 @dataclasses.dataclass
@@ -152,38 +211,34 @@ class _Batch:
         settings = [request.sampling for request in requests]
         self.plan: Plan = plan(settings, engine.spec.vocab, longest)
         self.rows: list[_Row | None] = [None] * min(engine.rows, len(requests))
-        self.job: _Job | None = None
+        self.reader: Reader | None = None
         self.device = self._none()
         self.pool: Pool | None = None
         if engine.cache == "paged":
             self.pool = self._pool()
         # A ring must be one from the beginning; other caches grow as they have to.
-        self.slots = bucket(longest if engine.rings else requests[0].tokens)
+        self.slots = engine.slots(longest if engine.rings else requests[0].tokens)
         self.state = self._state()
 
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self.waiting) or self.job is not None or any(self.rows)
+        return bool(self.waiting) or self.reader is not None or any(self.rows)
 
     def read(self) -> None:
         """One chunk of prompts; with the last one their requests come into rows."""
         free = [row for row, own in enumerate(self.rows) if own is None]
-        if self.job is None and self.waiting and free:
-            self.job = self._next(len(free))
-        job = self.job
-        if job is None:
+        if self.reader is None:
+            self.reader = self._next(len(free))
+        reader = self.reader
+        if reader is None:
             return
-        if job.done < len(job.tokens):
-            part = slice(job.done, min(job.done + self.engine.chunk, len(job.tokens)))
-            tokens, context = _padded(job, part)
-            spec, params = self.engine.spec, self.engine.params
-            job.state = programs.prefill(spec, params, job.state, tokens, context)
-            job.done = part.stop
-        if job.done == len(job.tokens):
-            for row, place in zip(free, job.places, strict=False):
-                self._admit(row, job.state, *place)
-            self.job = None
+        if not reader.done:
+            reader.read()
+        if reader.done:
+            for row, place in zip(free, reader.places, strict=False):
+                self._admit(row, reader.state, *place)
+            self.reader = None
 
     def write(self) -> Iterator[Event]:
         """One token of every row that has a request."""
@@ -213,36 +268,20 @@ class _Batch:
             finish = "length"
         return (text + row.text.finish() if finish else text), finish
 
-    def _next(self, most: int) -> _Job | None:
-        """The next prompts, at least one: as many as there are rows for and fit one chunk.
-
-        Requests with the same prompt, such as several samples of one, read it once.
-        """
-        begins: dict[bytes, int] = {}
-        places: list[tuple[int, int, int]] = []
-        packed: list[np.ndarray] = []
-        total, pages = 0, 0
-        while self.waiting and len(places) < most:
-            number = self.waiting[0]
-            request = self.requests[number]
-            key = request.prompt.tobytes()
-            new = 0 if key in begins else request.read
-            pages += self.pool.needs(request.tokens) if self.pool else 0
-            if places and total + new > self.engine.chunk or self.pool and pages > self.pool.free:
+    def _next(self, most: int) -> Reader | None:
+        """The next prompts: as many as there are rows and pages for, and fit one chunk."""
+        taken: dict[int, Request] = {}
+        prompts: dict[bytes, int] = {}
+        pages = self.pool.free if self.pool else 0
+        while self.waiting and len(taken) < most:
+            request = self.requests[self.waiting[0]]
+            prompts[request.prompt.tobytes()] = request.read
+            pages -= self.pool.needs(request.tokens) if self.pool else 0
+            packs = not taken or (self.engine.packs and sum(prompts.values()) <= self.engine.chunk)
+            if not packs or pages < 0:
                 break
-            self.waiting.popleft()
-            if key not in begins:
-                begins[key] = total
-                packed.append(request.prompt[:-1])
-                total += new
-            places.append((number, begins[key], request.read))
-        if not places:
-            return None
-        tokens = np.concatenate(packed)
-        positions = np.concatenate([np.arange(len(p)) for p in packed])
-        segments = np.repeat(np.arange(1, len(packed) + 1), [len(p) for p in packed])
-        context = Context(*(x.astype(np.int32) for x in (positions, segments, 0 * tokens - 1)))
-        return _Job(self.engine.state(1, bucket(max(total, 1))), tokens, context, places)
+            taken[self.waiting.popleft()] = request
+        return Reader(self.engine, taken) if taken else None
 
     def _admit(self, row: int, state: State, number: int, start: int, count: int) -> None:
         """A request whose prompt has been read, in a free row."""
@@ -262,7 +301,7 @@ class _Batch:
         self.state, self.device = programs.take_over(
             self.state, self.device, row, state, start, count, new
         )
-        self.rows[row] = _Row(number, TextStream(self.engine.tokenizer, request.stop))
+        self.rows[row] = _Row(number, self.engine.text(request))
 
     def _release(self, row: int) -> None:
         self.rows[row] = None
@@ -286,7 +325,7 @@ class _Batch:
         """Room for a row of so many tokens."""
         if tokens <= self.slots:
             return
-        self.slots = bucket(tokens)
+        self.slots = self.engine.slots(tokens)
         if self.pool is not None:
             self.pool.widen(self.slots)
             return
@@ -324,13 +363,6 @@ class _Batch:
         table_RN = jnp.asarray(self.pool.table_RN)
         give = lambda x: x.with_table(table_RN + 0)  # noqa: E731, an array each, to give away
         self.state = self.state._replace(layers=decoder.over_layers(give, self.state.layers))
-
-
-def _padded(job: _Job, part: slice) -> tuple[np.ndarray, Context]:
-    """A chunk of a job `[1, C]`, C one of few sizes; what is added is padding."""
-    missing = bucket(part.stop - part.start) - (part.stop - part.start)
-    pad = lambda x: np.pad(x[part], (0, missing))[None]  # noqa: E731
-    return pad(job.tokens), jax.tree.map(pad, job.context)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

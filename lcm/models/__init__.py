@@ -120,9 +120,7 @@ def probe(
     return _probe(description, params, tokens_BL, context, measure)
 
 
-def init_state(
-    cfg: Any, batch: int, length: int, *, dtype: Any = None, chunk: int = 0
-) -> State:
+def init_state(cfg: Any, batch: int, length: int, *, dtype: Any = None, chunk: int = 0) -> State:
     """The empty state for `batch` rows of up to `length` tokens each.
 
     Args:

@@ -1,6 +1,6 @@
 """Layers: NNX modules that describe parameters and call pure operations."""
 
-from lcm.nn.attention import Attention
+from lcm.nn.attention import Attention, reach
 from lcm.nn.block import MIXERS, Block, flops, init_state
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
@@ -24,4 +24,5 @@ __all__ = [
     "flops",
     "init_state",
     "logits",
+    "reach",
 ]

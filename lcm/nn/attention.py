@@ -11,8 +11,7 @@ from lcm.nn.cache import KVCache, PagedKVCache, contiguous
 from lcm.nn.dense import dense, matrix
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
-from lcm.types import Array, Context, Hidden, Keys, Queries, Values
-
+from lcm.types import Context, Hidden, Keys, Queries, Values
 
 Cache = KVCache | PagedKVCache
 

@@ -192,7 +192,7 @@ class PagedKVCache:
         return type(self)(append(self.cache, k_BLGK, v_BLGK, counts_B))
 
     def view(self) -> View:
-        """The pages of each row gathered into one piece; the kernel for TPUs reads them in place."""
+        """The pages of each row gathered into one piece."""
         cache = self.cache
         k_BSGK = gathered(cache, cache.k_PTM, cache.k_scale_PGT)
         v_BSGK = gathered(cache, cache.v_PTM, cache.v_scale_PGT)

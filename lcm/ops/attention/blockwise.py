@@ -10,8 +10,8 @@ arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by
                 dq = ds k,  dk = ds^T q
 
 Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
-are skipped by their index. Where they are not, as with a cache, tiles that show nothing are found by
-their positions and segments, and skipped.
+are skipped by their index. Where they are not, as with a cache, tiles that show nothing are found
+by their positions and segments, and skipped.
 """
 
 import dataclasses
