@@ -4,6 +4,7 @@ from lcm.decoding.history import History, begin, insert, observe, take
 from lcm.decoding.processors import Chain, chain, process
 from lcm.decoding.sampling import Drawn, draw, keys, sample
 from lcm.decoding.settings import Plan, Sampling, plan
+from lcm.decoding.text import TextStream
 
 __all__ = [
     "Chain",
@@ -11,6 +12,7 @@ __all__ = [
     "History",
     "Plan",
     "Sampling",
+    "TextStream",
     "begin",
     "chain",
     "draw",

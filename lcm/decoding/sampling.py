@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lcm.decoding.history import History
-from lcm.decoding.processors import Chain, process
+from lcm.decoding.processors import Chain, largest, process
 from lcm.decoding.settings import Plan, Sampling
 from lcm.types import Array
 
@@ -54,11 +54,11 @@ def draw(key_R: Array | None, logits_RV: Array) -> tuple[Array, Array]:
     would be one of some dozens.
     """
     if key_R is None:
-        token_R = jnp.argmax(logits_RV, axis=1).astype(jnp.int32)
+        token_R = largest(logits_RV)
         return token_R, jnp.zeros(len(token_R), jnp.float32)
     size = logits_RV.shape[1:]
     noise_RV = jax.vmap(lambda key: jax.random.gumbel(key, size, jnp.float32, mode="high"))(key_R)
-    token_R = jnp.argmax(logits_RV + noise_RV, axis=1).astype(jnp.int32)
+    token_R = largest(logits_RV + noise_RV)
     return token_R, logprob(logits_RV, token_R)
 
 

@@ -19,13 +19,13 @@ def _processed(_, chain_, history, logits_RV):
     return process(chain_, history, logits_RV)[1]
 
 
-def processed(settings, logits_RV, prompts=None, among=None) -> np.ndarray:
-    """Logits of fresh rows through their chain, of a plan for `among` besides."""
-    shape = plan([*settings, *(among or ())], logits_RV.shape[1], CAPACITY)
+def processed(settings, logits_RV, prompts=None) -> np.ndarray:
+    """Logits of fresh rows through their chain."""
+    shape = plan(settings, logits_RV.shape[1], CAPACITY)
     prompts = [[]] * len(settings) if prompts is None else prompts
     history = begin(settings, prompts, shape)
     return np.asarray(_processed(shape, chain(settings, shape), history, logits_RV))
 
 
-def kept(settings, logits_RV, **more) -> np.ndarray:
-    return np.isfinite(processed(settings, logits_RV, **more))
+def kept(settings, logits_RV) -> np.ndarray:
+    return np.isfinite(processed(settings, logits_RV))

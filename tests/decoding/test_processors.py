@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rows import CAPACITY, kept, logits, processed
 
-from lcm.decoding import Sampling, begin, observe, plan
+from lcm.decoding import Sampling, begin, chain, observe, plan
 from lcm.decoding.processors import ORDER
 from lcm.errors import UserError
 
@@ -180,7 +180,7 @@ def test_rows_do_not_see_each_other():
     each = [
         Sampling(),
         EVERYTHING,
-        Sampling(temperature=0, top_p=0.5, repetition_penalty=1.5),
+        Sampling(temperature=0.5, top_p=0.5, repetition_penalty=1.5),
         Sampling(top_k=3, no_repeat_ngram=4),
         Sampling(top_p=0.3, repetition_penalty=1.1, repetition_window=0),
     ]
@@ -192,14 +192,14 @@ def test_rows_do_not_see_each_other():
         np.testing.assert_array_equal(together[row], alone[0])
 
 
-def test_a_greedy_batch_has_no_truncations():
-    settings = [Sampling(temperature=0, top_k=5, top_p=0.9, typical_p=0.5)]
-    assert plan(settings, VOCAB, CAPACITY).uses == {"temperature"}
-    logits_RV = logits(1, VOCAB)
-    logits_RV[0, [9, 3, 400]] = 50.0  # the first of equals
-    assert np.flatnonzero(kept(settings, logits_RV)[0]).tolist() == [3]
-    mixed = kept([*settings, Sampling(typical_p=0.5, top_k=2)], np.tile(logits_RV, (2, 1)))
-    assert np.flatnonzero(mixed[0]).tolist() == [3]
+def test_a_greedy_batch_has_no_processors():
+    greedy = Sampling(temperature=0, top_k=5, top_p=0.9, typical_p=0.5)
+    assert chain([greedy], plan([greedy], VOCAB, CAPACITY)) == ()
+    logits_RV = logits(2, VOCAB)
+    logits_RV[:, [9, 3, 400]] = 50.0
+    mixed = kept([greedy, Sampling(typical_p=0.5, top_k=2)], logits_RV)
+    assert np.flatnonzero(mixed[0]).tolist() == [3]  # the first of equals
+    assert mixed[1, [3, 9, 400]].all()
 
 
 TIGHTER = {

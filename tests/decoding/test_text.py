@@ -95,7 +95,7 @@ def whole(tokenizer, ids):
 
 
 some = st.lists(st.integers(0, 10**6), max_size=20)
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=80)
 
 
 @quick
@@ -109,15 +109,14 @@ def test_parts_are_the_whole(tokenizer, numbers):
 
 def test_text_comes_as_soon_as_it_can(tokenizer):
     """All that was pushed is shown, but for a character that is incomplete and a last blank."""
-    if tokenizer.vocab_size < 40:
-        pytest.skip("the words of a task")
-    ids = tokenizer.encode("the lazy dogs and 日本語 jumped")
+    of_task = tokenizer.vocab_size < 40
+    ids = tokenizer.encode("12+34=46" if of_task else "the lazy dogs and 日本語 jumped")
     stream, shown = TextStream(tokenizer), ""
     for count, token in enumerate(ids, 1):
         shown += stream.push(token)
         text = tokenizer.decode(ids[:count])
         assert text.rstrip("\ufffd").removesuffix(" ") == shown
-    assert shown + stream.finish() == "the lazy dogs and 日本語 jumped"
+    assert shown + stream.finish() == tokenizer.decode(ids)
 
 
 letters = st.text("ab ", max_size=12)
