@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lcm.data import tasks
+from lcm.data import gguf, gguf_tokenizer, tasks
 from lcm.errors import DataError
 
 _MISSING = "{what} needs {package}: pip install 'lcm[data]'"
@@ -111,10 +111,27 @@ def load(spec: str) -> Tokenizer:
         return HuggingFace.read(path)
     if path.suffix == ".model":
         return SentencePiece(path)
+    if path.suffix == ".gguf":
+        return from_gguf(gguf.read(path))
     raise DataError(
         f"data.tokenizer: {spec} is of no known kind: give a tokenizer.json, a SentencePiece "
-        ".model, or 'bytes'"
+        ".model, a .gguf, or 'bytes'"
     )
+
+
+def from_gguf(header: gguf.Header) -> "HuggingFace":
+    """The tokenizer of a GGUF file."""
+    _package(f"the tokenizer of {header.path.name}")
+    tokenizer, ids = gguf_tokenizer.build(header)
+    return HuggingFace(tokenizer, **ids)
+
+
+def _package(what: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise DataError(_MISSING.format(what=what, package="tokenizers")) from error
+    return tokenizers
 
 
 def _in_folder(folder: Path) -> Path:
@@ -183,11 +200,7 @@ class HuggingFace:
         Without a first token the last one serves as both, as in GPT-2. Further stops are those of a
         `generation_config.json`.
         """
-        try:
-            import tokenizers
-        except ImportError as error:
-            missing = _MISSING.format(what="tokenizer.json", package="tokenizers")
-            raise DataError(missing) from error
+        tokenizers = _package("tokenizer.json")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
