@@ -169,7 +169,10 @@ def _sentencepiece(header: gguf.Header, tokens: list[str]) -> Any:
 def _merges(
     tokens: list[str], scores: list[float], kinds: list[int], vocabulary: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """Every way of making a token of two others, the token of the highest score first."""
+    """Every way of making a token of two others, the token of the highest score first.
+
+    Ways to one token are in the order of the ids of their halves, as in published conversions.
+    """
     order = sorted(range(len(tokens)), key=lambda index: (-scores[index], index))
     found = []
     for index in order:
@@ -177,7 +180,8 @@ def _merges(
         if kinds[index] in (_UNKNOWN, _CONTROL, _BYTE):
             continue
         halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        found += [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
+        pairs = [pair for pair in halves if pair[0] in vocabulary and pair[1] in vocabulary]
+        found += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
     return found
 
 

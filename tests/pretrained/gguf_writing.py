@@ -69,7 +69,10 @@ MODELS = {
         | {"rope_parameters": _LONG, "sliding_window": None, "pad_token_id": 0},
     ),
     "gptneox": ("gptneox", "gpt_neox", _SMALL | _LENGTH | {"intermediate_size": 96}),
-    "bloom": ("bloom", "bloom", {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    "bloom": (
+        *("bloom", "bloom"),
+        {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 2048},
+    ),
     "mpt": (
         *("mpt", "mpt"),
         {"vocab_size": 96, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
