@@ -68,7 +68,7 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
         else:
             cfg.model[key] = type(cfg.model[key])(value)
     lengths = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
-    found = [plain[key] for key in lengths if key in plain]
+    found = [plain[key] for key in lengths if plain.get(key)]
     if found:
         cfg.data.length = found[0]
     cfg.name = hf.get("_name_or_path") or hf["model_type"]

@@ -108,7 +108,7 @@ class Family(NamedTuple):
     def plain(self, hf: Config) -> Config:
         """The keys of the language model, with defaults where the config is silent."""
         own = hf.get("text_config") or hf
-        return {**self.defaults, **{key: value for key, value in own.items() if value is not None}}
+        return {**self.defaults, **own}
 
     def renamed_tensor(self, name: str) -> str:
         """The name that `weights` has for a tensor."""

@@ -85,6 +85,7 @@ LLAMA = Family(
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
         "rope_theta": 10_000.0,
+        "sliding_window": 4096,  # of Mistral
     },
     weights=weights(*ENDS, *ATTENTION, *MLP, *NORMS),
     harmless=(ROTATIONS,),
