@@ -3,13 +3,18 @@
 import struct
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import transformers
 from gguf_writing import MODELS, model, weights, write
 
+import lcm
+from lcm import models
 from lcm.data import gguf as header
 from lcm.errors import CheckpointError, DataError
+from lcm.pretrained import assemble, names
 from lcm.pretrained.gguf import Gguf, readable
 
 Q = gguf.GGMLQuantizationType
@@ -193,3 +198,50 @@ def test_types_that_can_be_read():
     assert {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"} <= names
     assert {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4"} <= names
     assert not {"I32", "F64", "Q8_K"} & names
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_model_that_was_converted(tmp_path, name):
+    """All the way: the file's config and tensors as a model of lcm, beside transformers."""
+    cfg, params = assemble(Gguf(write(tmp_path / "tiny.gguf", name)))
+    length = 100 if name == "phi3" else 48  # beyond the original length, where factors change
+    row = np.random.default_rng(0).integers(0, 96, (1, length))
+    with torch.no_grad():
+        wanted = model(name)(torch.asarray(row)).logits.numpy()
+    got, _ = models.apply(cfg, params, jnp.asarray(row))
+    assert np.std(wanted) > 0.2
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+# --- the real file ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real():
+    try:
+        return names.find("smollm2-135m")
+    except CheckpointError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_the_real_header(real):
+    check_header(real)
+
+
+@pytest.mark.slow
+def test_the_real_model(real):
+    """Logits of transformers' own reading of the file, at three lengths, through `lcm.load`."""
+    loaded = lcm.load("smollm2-135m")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        real.parent, gguf_file=real.name, dtype=torch.float32
+    ).eval()
+    text = "The length of a text is how far its reader must remember. " * 100
+    ids = loaded.tokenizer.encode(text)
+    for length in (7, 128, 1000):
+        row = ids[None, :length]
+        with torch.no_grad():
+            wanted = theirs(torch.asarray(row)).logits.numpy()
+        got, _ = lcm.apply(loaded.cfg, loaded.params, jnp.asarray(row))
+        print(f"{length} tokens: largest deviation {np.abs(got - wanted).max():.2e}")
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
