@@ -222,6 +222,19 @@ class HuggingFace:
         )
         return make, (self._tokenizer,)
 
+    def save(self, folder: Path, chat_template: str = "") -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._tokenizer.id_to_token(self.bos),
+            "eos_token": self._tokenizer.id_to_token(self.eos),
+            "clean_up_tokenization_spaces": False,
+            **({"chat_template": chat_template} if chat_template else {}),
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
     def encode(self, text: str, special: bool = False) -> np.ndarray:
         tokenizer = self._with_special if special else self._tokenizer
         return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)

@@ -14,7 +14,7 @@ import lcm
 from lcm import models
 from lcm.data import gguf as header
 from lcm.errors import CheckpointError, DataError
-from lcm.pretrained import assemble, names
+from lcm.pretrained import assemble, chat, names
 from lcm.pretrained.gguf import Gguf, readable
 
 Q = gguf.GGMLQuantizationType
@@ -229,13 +229,26 @@ def test_the_real_header(real):
     check_header(real)
 
 
+def read_by_transformers(path):
+    """The model of transformers' own reading of a file; `from_pretrained` needs accelerate too."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=made)["tensors"]
+    missing, unexpected = made.load_state_dict(read, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected  # tied
+    return made
+
+
 @pytest.mark.slow
 def test_the_real_model(real):
-    """Logits of transformers' own reading of the file, at three lengths, through `lcm.load`."""
+    """Tensors and, at three lengths through `lcm.load`, logits of transformers."""
+    theirs, source = read_by_transformers(real), Gguf(real)
+    for name, wanted in theirs.state_dict().items():
+        if name != "lm_head.weight":
+            np.testing.assert_array_equal(source.read(name), wanted.numpy(), err_msg=name)
     loaded = lcm.load("smollm2-135m")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        real.parent, gguf_file=real.name, dtype=torch.float32
-    ).eval()
     text = "The length of a text is how far its reader must remember. " * 100
     ids = loaded.tokenizer.encode(text)
     for length in (7, 128, 1000):
@@ -244,4 +257,20 @@ def test_the_real_model(real):
             wanted = theirs(torch.asarray(row)).logits.numpy()
         got, _ = lcm.apply(loaded.cfg, loaded.params, jnp.asarray(row))
         print(f"{length} tokens: largest deviation {np.abs(got - wanted).max():.2e}")
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_real_model_answers(real):
+    """Template, tokenizer and weights together."""
+    loaded = lcm.load("smollm2-135m")
+    question = [{"role": "user", "content": "What is the capital of France? One word."}]
+    prompt = chat.render(loaded.chat_template, question)
+    ids = loaded.tokenizer.encode(prompt, special=True).tolist()
+    start = len(ids)
+    while ids[-1] not in loaded.tokenizer.stops and len(ids) < start + 20:
+        row = jnp.asarray([ids + [0] * (start + 20 - len(ids))])  # one compilation
+        logits, _ = lcm.apply(loaded.cfg, loaded.params, row)
+        ids.append(int(logits[0, len(ids) - 1].argmax()))
+    assert "Paris" in loaded.tokenizer.decode(ids[start:])
+    assert ids[-1] == loaded.tokenizer.eos
