@@ -73,11 +73,17 @@ class ExactGELU(GELU):
 # The backward pass keeps the matmuls' results and computes what is elementwise again: a third of
 # the memory of a layer, and on a CPU memory is time.
 def _gated(activation: Activation) -> Callable[[Array, Array, Array], Hidden]:
-    return recomputed(lambda gate_BLF, up_BLF, down_FD: dense(activation(gate_BLF) * up_BLF, down_FD))
+    def run(gate_BLF: Array, up_BLF: Array, down_FD: Array) -> Hidden:
+        return dense(activation(gate_BLF) * up_BLF, down_FD)
+
+    return recomputed(run)
 
 
 def _activated(activation: Activation) -> Callable[[Array, Array], Hidden]:
-    return recomputed(lambda up_BLF, down_FD: dense(activation(up_BLF), down_FD))
+    def run(up_BLF: Array, down_FD: Array) -> Hidden:
+        return dense(activation(up_BLF), down_FD)
+
+    return recomputed(run)
 
 
 MLPS: dict[str, type[nnx.Module]] = {

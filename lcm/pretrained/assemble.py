@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from lcm import config, models, parallel
 from lcm.errors import CheckpointError, ConfigError
-from lcm.models import ModelSpec
 from lcm.pretrained.families import family_of
 from lcm.pretrained.families.base import Family, check_foreign
 from lcm.pretrained.layout import Leaf, layout, tensor_shapes
@@ -36,19 +35,27 @@ def assemble(
         ConfigError: for a model that the decoder is not.
         CheckpointError: for tensors that are missing, of another shape, or unknown.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown: choose from {', '.join(DTYPES)}")
     family = family_of(source.config)
     cfg = read_config(family, source.config)
     leaves = layout(family, models.spec(cfg))
     names = _checked(family, source, leaves, cfg.model.tied)
-    shapes = _tree({at: jax.ShapeDtypeStruct(leaf.shape, "float32") for at, leaf in leaves.items()})
-    if mesh is None:
-        places = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), shapes)
-    else:
-        places = parallel.shardings(shapes, mesh)
-    flat = {parallel.path(keys): place for keys, place in jax.tree_util.tree_leaves_with_path(places)}
-    return cfg, _tree({at: _placed(source, names, leaf, flat[at], _dtype(at, dtype)) for at, leaf in leaves.items()})
+    dtypes = {at: parameter_dtype(at, dtype) for at in leaves}
+    places = _places({at: leaf.shape for at, leaf in leaves.items()}, mesh)
+    params = {
+        at: _placed(source, names, leaf, places[at], dtypes[at]) for at, leaf in leaves.items()
+    }
+    return cfg, _tree(params)
+
+
+def parameter_dtype(path: str, dtype: str) -> np.dtype:
+    """What a parameter is kept in where `dtype` is asked for.
+
+    Raises:
+        ConfigError: for an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is unknown: choose from {', '.join(DTYPES)}")
+    return DTYPES["float32" if path.endswith("norm/scale") else dtype]
 
 
 def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
@@ -87,13 +94,16 @@ def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _dtype(at: str, dtype: str) -> np.dtype:
-    return DTYPES["float32" if at.endswith("norm/scale") else dtype]
+def _places(shapes: dict[str, tuple[int, ...]], mesh: Mesh | None) -> dict[str, Any]:
+    """A sharding by path: by the rules of lcm.parallel, or one device for all."""
+    if mesh is None:
+        return dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
+    tree = _tree({at: jax.ShapeDtypeStruct(shape, "float32") for at, shape in shapes.items()})
+    found = jax.tree_util.tree_leaves_with_path(parallel.shardings(tree, mesh))
+    return {parallel.path(keys): place for keys, place in found}
 
 
-def _checked(
-    family: Family, source: Source, leaves: dict[str, Leaf], tied: bool
-) -> dict[str, str]:
+def _checked(family: Family, source: Source, leaves: dict[str, Leaf], tied: bool) -> dict[str, str]:
     """The source's names of tensors by the family's, once each has its shape and none is left."""
     names = {family.renamed_tensor(name): name for name in source.names()}
     wanted = tensor_shapes(leaves)

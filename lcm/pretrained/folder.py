@@ -34,7 +34,7 @@ class Folder:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for file in _files(self.path):
             with _opened(file) as tensors:
-                for name in tensors.keys():
+                for name in tensors.keys():  # noqa: SIM118  it is no dict
                     part = tensors.get_slice(name)
                     _check_dtype(file, name, part.get_dtype())
                     self._files[name], self._shapes[name] = file, tuple(part.get_shape())

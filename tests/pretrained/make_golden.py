@@ -53,7 +53,8 @@ def computed(name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         with safe_open(f"{folder}/model.safetensors", "numpy") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            keys = file.keys()
+            shapes = {key: file.get_slice(key).get_shape() for key in keys}
     return logits(model, cases.tokens())[:, PLACES], shapes
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     found = {name: computed(name) for name in cases.CONFIGS}
     FOLDER.mkdir(exist_ok=True)
     np.savez_compressed(FOLDER / "logits.npz", **{name: x for name, (x, _) in found.items()})
-    lines = [f'  {json.dumps(name)}: {json.dumps(shapes)}' for name, (_, shapes) in found.items()]
+    lines = [f"  {json.dumps(name)}: {json.dumps(shapes)}" for name, (_, shapes) in found.items()]
     text = ",\n".join([f'  "transformers": "{transformers.__version__}"', *lines])
     (FOLDER / "shapes.json").write_text(f"{{\n{text}\n}}\n")
 

@@ -9,7 +9,7 @@ import numpy as np
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
-from lcm.positions import Layers, PositionEncoding
+from lcm.positions import Layers, PositionEncoding, RoPE
 
 Config = dict[str, Any]
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -201,14 +201,35 @@ def sizes_to_hf(spec: ModelSpec, length: int) -> Config:
     }
 
 
-def layered(hf: Config, names: Sequence[str], window: int) -> dict[str, Any]:
+def rotations(hf: Config, *, partial: bool = False, by_kind: bool = False) -> dict[str, RoPE]:
+    """The RoPE of layers that slide and of those that see all.
+
+    partial: whether the family can rotate a part of a head.
+    by_kind: whether it can have two of them.
+
+    Raises:
+        ConfigError: for positions that its class of transformers does not have.
+    """
+    found = positions.from_hf(hf)
+    own = found.kinds if isinstance(found, Layers) else {SLIDING: found, FULL: found}
+    if own.keys() != {SLIDING, FULL} or not (by_kind or own[SLIDING] == own[FULL]):
+        raise ConfigError(f"positions differ by layer ({', '.join(own)}), which it does not have")
+    for encoding in own.values():
+        if not isinstance(encoding, RoPE) or encoding.interleaved:
+            raise ConfigError(f"positions are {encoding}, it has RoPE in halves of a head")
+        if encoding.fraction != 1 and not partial:
+            raise ConfigError(
+                f"partial_rotary_factor={encoding.fraction} rotates a part of a head, it has 1.0"
+            )
+    return own
+
+
+def layered(own: dict[str, RoPE], names: Sequence[str], window: int) -> dict[str, Any]:
     """Positions and windows of layers that slide or see all, by their names in order.
 
     The encoding of the model is that of the layers that see all: to extend it leaves the others
     as they are.
     """
-    found = positions.from_hf(hf)
-    own = found.kinds if isinstance(found, Layers) else dict.fromkeys([SLIDING, FULL], found)
     used = dict.fromkeys(names)
     main = own[FULL if FULL in used else SLIDING]
     changes = {"positions": positions.config(main), "window": 0}

@@ -17,6 +17,7 @@ from lcm.pretrained.families.base import (
     layered,
     layers_to_hf,
     need,
+    rotations,
     sizes,
     sizes_to_hf,
     weights,
@@ -24,23 +25,26 @@ from lcm.pretrained.families.base import (
 
 
 def read_gemma2(hf: Config) -> dict[str, Any]:
-    return {**_shared(hf, every=2), "score_cap": float(hf.get("attn_logit_softcapping") or 0)}
+    every = need(hf, "sliding_window_pattern", 2)
+    return {**_shared(hf, every), "score_cap": float(hf.get("attn_logit_softcapping") or 0)}
 
 
 def read_gemma3(hf: Config) -> dict[str, Any]:
     need(hf, "attn_logit_softcapping", None)  # which transformers does not read either
-    return {**_shared(hf, hf.get("sliding_window_pattern", 6)), "qk_norm": True}
+    every = need(hf, "sliding_window_pattern")
+    return {**_shared(hf, every, by_kind=True), "qk_norm": True}
 
 
-def _shared(hf: Config, every: int) -> dict[str, Any]:
+def _shared(hf: Config, every: int, *, by_kind: bool = False) -> dict[str, Any]:
     need(hf, "hidden_activation", "gelu_pytorch_tanh")
     scalar, size = need(hf, "query_pre_attn_scalar"), need(hf, "head_dim")
     names = hf.get("layer_types") or [
         SLIDING if (n + 1) % every else FULL for n in range(need(hf, "num_hidden_layers"))
     ]
+    own = rotations({**hf, "layer_types": names}, by_kind=by_kind)
     return {
         **sizes(hf),
-        **layered({**hf, "layer_types": names}, names, need(hf, "sliding_window")),
+        **layered(own, names, need(hf, "sliding_window")),
         "mlp": "geglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),
@@ -125,6 +129,7 @@ GEMMA2 = Family(
         "max_position_embeddings": 8192,
         "final_logit_softcapping": 30.0,
         "attn_logit_softcapping": 50.0,
+        "sliding_window_pattern": 2,
         "rope_theta": 10_000.0,
     },
     weights=WEIGHTS,
@@ -140,6 +145,7 @@ GEMMA3 = Family(
         "max_position_embeddings": 131_072,
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
+        "sliding_window_pattern": 6,
     },
     weights=(*WEIGHTS, *weights(*QK_NORMS)),
     # The text part of a model that sees, as transformers 4 and 5 name it.

@@ -15,6 +15,7 @@ from lcm.pretrained.families.base import (
     layered,
     layers_to_hf,
     need,
+    rotations,
     sizes,
     sizes_to_hf,
     weights,
@@ -50,7 +51,7 @@ def read(hf: Config) -> dict[str, Any]:
     biases = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
     return {
         **sizes(hf),
-        **layered(hf, [SLIDING if window else FULL], window),
+        **layered(rotations(hf), [SLIDING if window else FULL], window),
         "mlp": "swiglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),

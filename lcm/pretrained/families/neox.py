@@ -15,6 +15,7 @@ from lcm.pretrained.families.base import (
     layered,
     layers_to_hf,
     need,
+    rotations,
     sizes,
     sizes_to_hf,
     weights,
@@ -27,7 +28,7 @@ BIASES = {True: "all", False: "mlp"}
 def read(hf: Config) -> dict[str, Any]:
     return {
         **sizes({**hf, "head_dim": 0, "num_key_value_heads": 0}),
-        **layered(hf, [FULL], 0),
+        **layered(rotations(hf, partial=True), [FULL], 0),
         "mlp": choose(hf, "hidden_act", GELUS),
         "norm": "layer",
         "norm_eps": need(hf, "layer_norm_eps"),

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from lcm.errors import ConfigError
 from lcm.models import ModelSpec
+from lcm.positions import LongRoPE, RoPE
 from lcm.pretrained.families import llama
 from lcm.pretrained.families.base import (
     FULL,
@@ -14,6 +16,7 @@ from lcm.pretrained.families.base import (
     layered,
     layers_to_hf,
     need,
+    rotations,
     sizes,
     sizes_to_hf,
     weights,
@@ -22,10 +25,12 @@ from lcm.pretrained.families.base import (
 
 def read(hf: Config) -> dict[str, Any]:
     need(hf, "hidden_act", "silu")
-    window = hf.get("sliding_window") or 0
+    window, own = hf.get("sliding_window") or 0, rotations(hf, partial=True)
+    if type(own[FULL]) not in (RoPE, LongRoPE):
+        raise ConfigError(f"positions are {own[FULL]}, it has RoPE and LongRoPE")
     return {
         **sizes({**hf, "head_dim": 0}),
-        **layered(hf, [SLIDING if window else FULL], window),
+        **layered(own, [SLIDING if window else FULL], window),
         "mlp": "swiglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),

@@ -14,6 +14,7 @@ from lcm.pretrained.families.base import (
     layered,
     layers_to_hf,
     need,
+    rotations,
     sizes,
     sizes_to_hf,
     weights,
@@ -34,7 +35,7 @@ def _shared(hf: Config) -> dict[str, Any]:
     window = need(hf, "sliding_window") if hf.get("use_sliding_window") else 0
     return {
         **sizes(hf),
-        **layered(hf, _names(hf) if window else [FULL], window),
+        **layered(rotations(hf), _names(hf) if window else [FULL], window),
         "mlp": "swiglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),
