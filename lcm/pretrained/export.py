@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lcm import models, parallel
+from lcm.data.tokenizers import HuggingFace
 from lcm.errors import CheckpointError, ConfigError
 from lcm.models import ModelSpec
 from lcm.positions import PositionEncoding
@@ -21,7 +22,7 @@ from lcm.pretrained.families import FAMILIES
 from lcm.pretrained.families.base import Config, Family
 from lcm.pretrained.folder import CONFIG, INDEX, WEIGHTS
 from lcm.pretrained.layout import Leaf, layout, tensor_shapes, tensors
-from lcm.pretrained.model import TOKENIZERS, Model
+from lcm.pretrained.model import GGUF, TOKENIZERS, Model
 
 SHARD_BYTES = 5_000_000_000
 TEMPLATE = "chat_template.jinja"
@@ -136,7 +137,9 @@ def _write_config(folder: pathlib.Path, hf: Config, model: Model) -> None:
     ends = dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"])
     if model.tokenizer is not None:
         ends.update(bos_token_id=model.tokenizer.bos, eos_token_id=model.tokenizer.eos)
-        _write_json(folder / "generation_config.json", ends)
+        eos, *others = model.tokenizer.stops
+        stops = {"eos_token_id": [eos, *others] if others else eos}
+        _write_json(folder / "generation_config.json", {**ends, **stops})
     _write_json(folder / CONFIG, {**hf, **ends})
 
 
@@ -148,7 +151,9 @@ def _write_text_files(folder: pathlib.Path, model: Model) -> None:
     """The tokenizer's files, from where the config says they are, and the chat template."""
     named = pathlib.Path(model.cfg.data.tokenizer).expanduser()
     home = named if named.is_dir() else named.parent
-    if model.tokenizer is not None and named.exists():
+    if named.suffix == GGUF and isinstance(model.tokenizer, HuggingFace):
+        model.tokenizer.save(folder, model.chat_template)
+    elif model.tokenizer is not None and named.exists():
         for name in BESIDE:
             if (home / name).is_file():
                 shutil.copy(home / name, folder / name)

@@ -11,10 +11,13 @@ from ml_collections import ConfigDict
 from lcm import parallel, training
 from lcm.data import tokenizers
 from lcm.data.tokenizers import Tokenizer
+from lcm.pretrained import chat, names
 from lcm.pretrained.assemble import assemble, parameter_dtype
 from lcm.pretrained.folder import CONFIG, Folder
+from lcm.pretrained.gguf import Gguf
 from lcm.training import workdir
 
+GGUF = ".gguf"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -34,10 +37,10 @@ class Model(NamedTuple):
 
 
 def load(path: str | pathlib.Path, *, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
-    """The model of a workdir (its newest whole checkpoint) or of a Hugging Face folder.
+    """The model of a workdir (its newest whole checkpoint), a Hugging Face folder, or a .gguf file.
 
-    Nothing there is changed. Change `model.cfg`, such as its position encoding, to use the same
-    parameters otherwise.
+    What is no path is a name: see `names.find`. Nothing there is changed. Change `model.cfg`, such
+    as its position encoding, to use the same parameters otherwise.
 
     dtype: of the parameters, float32 or bfloat16; `cfg.model.dtype` is that of computation.
     mesh: over whose devices the parameters are laid; without one they are on the first.
@@ -48,6 +51,10 @@ def load(path: str | pathlib.Path, *, dtype: str = "float32", mesh: Mesh | None 
         DataError: if the tokenizer cannot be read.
     """
     path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        path = names.find(str(path))
+    if path.suffix == GGUF and path.is_file():
+        return _from_gguf(path, dtype, mesh)
     if _is_hugging_face(path):
         return _from_folder(path, dtype, mesh)
     return _from_workdir(path, dtype, mesh)
@@ -65,10 +72,23 @@ def _is_hugging_face(path: pathlib.Path) -> bool:
 def _from_folder(path: pathlib.Path, dtype: str, mesh: Mesh | None) -> Model:
     cfg, params = assemble(Folder(path), dtype=dtype, mesh=mesh)
     cfg.name = path.resolve().name
+    template = chat.template_of(path)
     if not any((path / name).is_file() for name in TOKENIZERS):
-        return Model(cfg, params, None, 0)
+        return Model(cfg, params, None, 0, template)
     cfg.data.tokenizer = str(path)
-    return Model(cfg, params, tokenizers.load(str(path)), 0)
+    return Model(cfg, params, tokenizers.load(str(path)), 0, template)
+
+
+def _from_gguf(path: pathlib.Path, dtype: str, mesh: Mesh | None) -> Model:
+    source = Gguf(path)
+    metadata = source.header.metadata
+    cfg, params = assemble(source, dtype=dtype, mesh=mesh)
+    cfg.name = path.stem
+    template = metadata.get("tokenizer.chat_template", "")
+    if "tokenizer.ggml.model" not in metadata:
+        return Model(cfg, params, None, 0, template)
+    cfg.data.tokenizer = str(path)
+    return Model(cfg, params, tokenizers.from_gguf(source.header), 0, template)
 
 
 def _from_workdir(path: pathlib.Path, dtype: str, mesh: Mesh | None) -> Model:

@@ -7,10 +7,15 @@ architecture, and what the converters do to values is done here in their directi
 import functools
 import re
 
+import cases
 import gguf
 import numpy as np
-import torch
 import transformers
+
+from lcm import models
+from lcm.pretrained.assemble import read_config
+from lcm.pretrained.families import family_of
+from lcm.pretrained.layout import layout, tensor_shapes
 
 F32 = gguf.GGMLQuantizationType.F32
 _SMALL = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,6 +50,7 @@ MODELS = {
     "llama3": ("llama", "llama", _LLAMA | _LENGTH | {"rope_parameters": _LLAMA3}),
     "llama_tied": ("llama", "llama", _LLAMA | _LENGTH | {"tie_word_embeddings": True}),
     "llama_biased": ("llama", "llama", _LLAMA | _LENGTH | {"attention_bias": True}),
+    "llama_worded": ("llama", "llama", _LLAMA | _LENGTH | {"vocab_size": 601}),
     "mistral": ("llama", "mistral", _LLAMA | _LENGTH | {"sliding_window": 32}),
     "qwen2": ("qwen2", "qwen2", _LLAMA | _LENGTH | {"tie_word_embeddings": True}),
     "qwen2_yarn": (
@@ -54,7 +60,10 @@ MODELS = {
         | {"rope_parameters": _yarn(original_max_position_embeddings=32, beta_fast=16.0)},
     ),
     "qwen3": ("qwen3", "qwen3", _LLAMA | _LENGTH | {"head_dim": 32}),
-    "gemma2": ("gemma2", "gemma2", _GEMMA | {"query_pre_attn_scalar": 32}),
+    "gemma2": (
+        *("gemma2", "gemma2"),
+        _GEMMA | {"query_pre_attn_scalar": 32, "num_hidden_layers": 4},
+    ),
     "gemma3": (
         *("gemma3", "gemma3_text"),
         _GEMMA
@@ -81,46 +90,50 @@ MODELS = {
 
 
 @functools.cache
-def model(name):
-    """A model of transformers with random weights, norms away from their beginning too."""
+def config(name):
     _, kind, fields = MODELS[name]
-    config = transformers.CONFIG_MAPPING[kind](**fields)
-    torch.manual_seed(0)
-    made = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    return made
+    return transformers.CONFIG_MAPPING[kind](**fields)
 
 
+@functools.cache
 def weights(name):
-    """Its tensors by their Hugging Face names, those of a tied output left out."""
-    made = model(name)
-    found = {key: value.numpy() for key, value in made.state_dict().items()}
-    if made.config.model_type == "gpt_neox":  # the name in published files
-        found = {key.replace("lm_head", "embed_out"): value for key, value in found.items()}
-    if made.config.tie_word_embeddings:
-        found = {key: value for key, value in found.items() if key != "lm_head.weight"}
-    return found
+    """Tensors by their Hugging Face names; a tied output is left out."""
+    hf = config(name).to_dict()
+    family = family_of(hf)
+    leaves = layout(family, models.spec(read_config(family, hf)))
+    return {key: cases.tensor(key, shape) for key, shape in tensor_shapes(leaves).items()}
+
+
+def model(name):
+    """The model of transformers."""
+    import torch
+
+    made = transformers.AutoModelForCausalLM.from_config(config(name)).eval()
+    tensors = {key: torch.asarray(tensor) for key, tensor in weights(name).items()}
+    if "embed_out.weight" in tensors:  # its name in published files
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    missing, unexpected = made.load_state_dict(tensors, strict=False)
+    assert missing in ([], ["lm_head.weight"]) and not unexpected
+    return made
 
 
 def write(path, name, types=None, change=None, tokenizer=None):
     """Writes a model; `types` has quantisations by GGUF name, `change(writer)` adds metadata."""
     architecture, _, _ = MODELS[name]
-    config = model(name).config
+    hf = config(name)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("Tiny")
-    _metadata(writer, architecture, config)
+    _metadata(writer, architecture, hf)
     names = gguf.get_tensor_name_map(
         next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture),
-        config.num_hidden_layers,
+        hf.num_hidden_layers,
     )
     for key, tensor in weights(name).items():
         plain = key.removeprefix("transformer.") if architecture == "bloom" else key
         stored = names.get_name(plain, try_suffixes=(".weight", ".bias"))
         assert stored, key
         kind = (types or {}).get(stored, F32)
-        data = np.ascontiguousarray(_converted(tensor, key, architecture, config))
+        data = np.ascontiguousarray(_converted(tensor, key, architecture, hf))
         writer.add_tensor(stored, gguf.quantize(data, kind), raw_dtype=kind)
     for more in (change, tokenizer):
         if more:
@@ -201,8 +214,15 @@ def _rope(writer, architecture, config):
             factors = np.array(rope[f"{which}_factor"], np.float32)
             writer.add_tensor(f"rope_factors_{which}.weight", factors)
     if kind == "llama3":
-        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-        plain = rope["rope_theta"] ** (-np.arange(0, size, 2) / size)
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-        writer.add_tensor("rope_freqs.weight", (plain / scaled.numpy()).astype(np.float32))
+        factors = []
+        for frequency in rope["rope_theta"] ** (-np.arange(0, size, 2) / size):
+            wave = 2 * np.pi / frequency
+            low, high = (8192 / rope[f"{end}_freq_factor"] for end in ("low", "high"))
+            if wave < high:
+                factors.append(1)
+            elif wave > low:
+                factors.append(rope["factor"])
+            else:
+                smooth = (8192 / wave - 1) / (4 - 1)
+                factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+        writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))

@@ -6,9 +6,9 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
-from gguf_writing import MODELS, model, weights, write
+from gguf_writing import MODELS, config, model, weights, write
+from make_golden import logits
 
 import lcm
 from lcm import models
@@ -38,15 +38,15 @@ def test_tensors_are_those_that_were_converted(tmp_path, name):
 def test_config_is_that_of_the_model(tmp_path, name):
     """Every field of the config, as transformers reads both."""
     source = Gguf(write(tmp_path / "tiny.gguf", name))
-    wanted = model(name).config
+    wanted = config(name)
     kind = transformers.CONFIG_MAPPING[source.config["model_type"]]
     found = kind.from_dict(dict(source.config))
     assert type(found) is type(wanted)
     own = {"_name_or_path", "architectures", "dtype", "transformers_version", "torch_dtype"}
     own |= {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache"}
 
-    def plain(config):
-        return {key: value for key, value in config.to_dict().items() if key not in own}
+    def plain(made):
+        return {key: value for key, value in made.to_dict().items() if key not in own}
 
     assert plain(found) == plain(wanted)
     assert source.config["_name_or_path"] == "Tiny"
@@ -203,11 +203,11 @@ def test_types_that_can_be_read():
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_the_model_that_was_converted(tmp_path, name):
     """All the way: the file's config and tensors as a model of lcm, beside transformers."""
+    pytest.importorskip("torch", reason="transformers computes with torch")
     cfg, params = assemble(Gguf(write(tmp_path / "tiny.gguf", name)))
     length = 100 if name == "phi3" else 48  # beyond the original length, where factors change
     row = np.random.default_rng(0).integers(0, 96, (1, length))
-    with torch.no_grad():
-        wanted = model(name)(torch.asarray(row)).logits.numpy()
+    wanted = logits(model(name), row)
     got, _ = models.apply(cfg, params, jnp.asarray(row))
     assert np.std(wanted) > 0.2
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
@@ -231,10 +231,11 @@ def test_the_real_header(real):
 
 def read_by_transformers(path):
     """The model of transformers' own reading of a file; `from_pretrained` needs accelerate too."""
+    torch = pytest.importorskip("torch", reason="transformers computes with torch")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    found = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    made = transformers.AutoModelForCausalLM.from_config(found, dtype=torch.float32).eval()
     read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=made)["tensors"]
     missing, unexpected = made.load_state_dict(read, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected  # tied
@@ -253,8 +254,7 @@ def test_the_real_model(real):
     ids = loaded.tokenizer.encode(text)
     for length in (7, 128, 1000):
         row = ids[None, :length]
-        with torch.no_grad():
-            wanted = theirs(torch.asarray(row)).logits.numpy()
+        wanted = logits(theirs, row)
         got, _ = lcm.apply(loaded.cfg, loaded.params, jnp.asarray(row))
         print(f"{length} tokens: largest deviation {np.abs(got - wanted).max():.2e}")
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
