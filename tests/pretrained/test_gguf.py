@@ -244,7 +244,10 @@ def read_by_transformers(path):
 
 @pytest.mark.slow
 def test_the_real_model(real):
-    """Tensors and, at three lengths through `lcm.load`, logits of transformers."""
+    """Tensors and, at three lengths through `lcm.load`, logits of transformers.
+
+    Logits go to 41 here: they agree to 1e-5 of the largest.
+    """
     theirs, source = read_by_transformers(real), Gguf(real)
     for name, wanted in theirs.state_dict().items():
         if name != "lm_head.weight":
@@ -257,7 +260,7 @@ def test_the_real_model(real):
         wanted = logits(theirs, row)
         got, _ = lcm.apply(loaded.cfg, loaded.params, jnp.asarray(row))
         print(f"{length} tokens: largest deviation {np.abs(got - wanted).max():.2e}")
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.slow
