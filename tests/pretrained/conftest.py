@@ -2,11 +2,11 @@
 
 import json
 
-import cases
-import make_golden
 import pytest
 
 from lcm import pretrained
+
+from . import cases, make_golden
 
 SHAPES = json.loads((make_golden.FOLDER / "shapes.json").read_text())
 

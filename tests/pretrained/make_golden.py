@@ -1,6 +1,6 @@
 """Writes golden/: what transformers makes of the tiny models of cases.py.
 
-    python tests/pretrained/make_golden.py
+    python -m tests.pretrained.make_golden
 
 Run it again only for new cases, or to see what a new release of transformers changed.
 """
@@ -9,8 +9,9 @@ import json
 import pathlib
 import tempfile
 
-import cases
 import numpy as np
+
+from . import cases
 
 FOLDER = pathlib.Path(__file__).with_name("golden")
 # Before, at and beyond the windows and the trained length; the last one.

@@ -2,16 +2,16 @@
 
 import json
 
-import cases
 import jax
 import jax.numpy as jnp
-import make_golden
 import numpy as np
 import pytest
 
 from lcm import config, models, pretrained
 from lcm.errors import CheckpointError, ConfigError
 from lcm.pretrained import Model, export
+
+from . import cases, make_golden
 
 GOLDEN = np.load(make_golden.FOLDER / "logits.npz")
 
@@ -123,7 +123,10 @@ REFUSED = {
     "pairs": (["model.positions.interleaved=True"], "interleaved=True"),
     "no encoding": (["model.positions=nope"], "NoPE"),
     "cap": (["model.score_cap=20"], "score_cap is 0.0, not 20.0"),
-    "part of a head": (["model.positions.fraction=0.5", "model.qk_norm=True"], "qk_norm is False, not True"),
+    "part of a head": (
+        ["model.positions.fraction=0.5", "model.qk_norm=True"],
+        "qk_norm is False, not True",
+    ),
 }
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import cases
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 from lcm import models, pretrained
 from lcm.errors import CheckpointError, ConfigError, UserError
 from lcm.pretrained import REGISTRY, Folder, assemble
+
+from . import cases
 
 
 def same(a, b):
@@ -70,10 +71,8 @@ def test_other_names_of_the_same_tensors(folder, loaded):
         lambda t: {**{k.replace("embed_out", "lm_head"): x for k, x in t.items()}, **mask},
     )
     assert same(assemble(Folder(neox))[1], loaded("gpt_neox").params)
-    tied = changed(
-        folder("gemma2", at="tied"),
-        lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]},
-    )
+    repeated = lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"]}  # noqa: E731
+    tied = changed(folder("gemma2", at="tied"), repeated)
     assert same(assemble(Folder(tied))[1], loaded("gemma2").params)
 
 

@@ -5,13 +5,14 @@ import pathlib
 import subprocess
 import sys
 
-import cases
 import pytest
 
 from lcm import models
 from lcm.pretrained.assemble import read_config
 from lcm.pretrained.families import family_of
 from lcm.pretrained.layout import layout, tensor_shapes
+
+from . import cases
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = cases.model(

@@ -6,8 +6,8 @@ import pathlib
 import subprocess
 import sys
 
-import cases
-from conftest import SHAPES
+from . import cases
+from .conftest import SHAPES
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """

@@ -1,12 +1,12 @@
 """Logits of every family as transformers has them: by golden values, and live where torch is."""
 
-import cases
 import jax.numpy as jnp
-import make_golden
 import numpy as np
 import pytest
 
 from lcm import models, positions
+
+from . import cases, make_golden
 
 GOLDEN = np.load(make_golden.FOLDER / "logits.npz")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
