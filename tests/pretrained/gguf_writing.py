@@ -7,7 +7,6 @@ architecture, and what the converters do to values is done here in their directi
 import functools
 import re
 
-import cases
 import gguf
 import numpy as np
 import transformers
@@ -16,6 +15,8 @@ from lcm import models
 from lcm.pretrained.assemble import read_config
 from lcm.pretrained.families import family_of
 from lcm.pretrained.layout import layout, tensor_shapes
+
+from . import cases
 
 F32 = gguf.GGMLQuantizationType.F32
 _SMALL = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from gguf_writing import weights, write
-from make_golden import logits
-from test_gguf_tokenizer import TEXTS, bpe, train
 
 import lcm
 from lcm import cli, models
 from lcm.errors import CheckpointError
 from lcm.pretrained import chat, names
+
+from .gguf_writing import weights, write
+from .make_golden import logits
+from .test_gguf_tokenizer import TEXTS, bpe, train
 
 TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
 

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
-from gguf_writing import MODELS, config, model, weights, write
-from make_golden import logits
 
 import lcm
 from lcm import models
@@ -16,6 +14,9 @@ from lcm.data import gguf as header
 from lcm.errors import CheckpointError, DataError
 from lcm.pretrained import assemble, chat, names
 from lcm.pretrained.gguf import Gguf, readable
+
+from .gguf_writing import MODELS, config, model, weights, write
+from .make_golden import logits
 
 Q = gguf.GGMLQuantizationType
 
