@@ -14,9 +14,18 @@ _HOMES = {
     "flops_per_token": "lcm.models",
     "state_bytes_per_token": "lcm.models",
     "train": "lcm.training",
-    "load": "lcm.evaluation",
+    "load": "lcm.pretrained",
 }
-_MODULES = ("config", "data", "evaluation", "models", "positions", "report", "training")
+_MODULES = (
+    "config",
+    "data",
+    "evaluation",
+    "models",
+    "positions",
+    "pretrained",
+    "report",
+    "training",
+)
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -1,4 +1,4 @@
-"""The command line: `lcm train | evaluate | analyse | report | reproduce | positions`.
+"""The command line: `lcm train | evaluate | analyse | report | reproduce | positions | convert`.
 
 Heavy imports wait until a command needs them, so that `lcm --help` answers at once.
 """
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        if overrides and args.command in ("report", "reproduce", "positions"):
+        if overrides and args.command in ("report", "reproduce", "positions", "convert"):
             parser.error(f"lcm {args.command} takes no --config.KEY=VALUE")
         args.run(args, overrides)
     except UserError as error:
@@ -98,6 +98,12 @@ def _positions(args: argparse.Namespace, overrides: list[str]) -> None:
         print(positions.text(args.name))
 
 
+def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm.pretrained.convert import convert
+
+    print(f"wrote {convert(args.source, args.folder, args.dtype)}")
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user, in one line."""
 
@@ -151,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("name", nargs="?", default="", help="one of them in full, such as yarn")
     about.add_argument("--html", type=_folder, help="write a page with pictures to this file")
     about.set_defaults(run=_positions)
+
+    convert = commands.add_parser("convert", help="write any model as a Hugging Face folder")
+    convert.add_argument("source", help="a workdir, a folder, a .gguf, or a name: smollm2-135m")
+    convert.add_argument("folder", type=_folder, help="the folder to write, new or empty")
+    convert.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    convert.set_defaults(run=_convert)
     for command in (train, evaluate, analyse):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "lcm"
 # everything, but only when it is used.
 BASE = {"types", "errors", "progress"}
 TENSORS = BASE | {"ops", "positions", "nn", "models"}
+RUNS = TENSORS | {"data", "parallel", "config", "training"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -27,11 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "parallel": TENSORS,
     "config": TENSORS | {"data", "parallel"},
     "training": TENSORS | {"data", "parallel", "config"},
-    "evaluation": TENSORS | {"data", "parallel", "config", "training"},
-    "decoding": TENSORS | {"data", "parallel", "config", "training"},
-    "report": TENSORS | {"data", "parallel", "config", "training", "evaluation"},
+    "pretrained": RUNS,
+    "decoding": RUNS | {"pretrained"},
+    "evaluation": RUNS | {"pretrained", "decoding"},
+    "report": RUNS | {"pretrained", "decoding", "evaluation"},
     "aot": BASE,
-    "reproduce": TENSORS | {"data", "parallel", "config", "training", "evaluation", "report"},
+    "reproduce": RUNS | {"pretrained", "decoding", "evaluation", "report"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"errors", "cli"}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lcm.data import tasks
+from lcm.data import gguf, gguf_tokenizer, tasks
 from lcm.errors import DataError
 
 _MISSING = "{what} needs {package}: pip install 'lcm[data]'"
@@ -111,10 +111,27 @@ def load(spec: str) -> Tokenizer:
         return HuggingFace.read(path)
     if path.suffix == ".model":
         return SentencePiece(path)
+    if path.suffix == ".gguf":
+        return from_gguf(gguf.read(path))
     raise DataError(
         f"data.tokenizer: {spec} is of no known kind: give a tokenizer.json, a SentencePiece "
-        ".model, or 'bytes'"
+        ".model, a .gguf, or 'bytes'"
     )
+
+
+def from_gguf(header: gguf.Header) -> "HuggingFace":
+    """The tokenizer of a GGUF file."""
+    _package(f"the tokenizer of {header.path.name}")
+    tokenizer, ids = gguf_tokenizer.build(header)
+    return HuggingFace(tokenizer, **ids)
+
+
+def _package(what: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise DataError(_MISSING.format(what=what, package="tokenizers")) from error
+    return tokenizers
 
 
 def _in_folder(folder: Path) -> Path:
@@ -183,11 +200,7 @@ class HuggingFace:
         Without a first token the last one serves as both, as in GPT-2. Further stops are those of a
         `generation_config.json`.
         """
-        try:
-            import tokenizers
-        except ImportError as error:
-            missing = _MISSING.format(what="tokenizer.json", package="tokenizers")
-            raise DataError(missing) from error
+        tokenizers = _package("tokenizer.json")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
@@ -208,6 +221,19 @@ class HuggingFace:
             HuggingFace, bos=self.bos, eos=self.eos, add_bos=self.add_bos, stops=self.stops
         )
         return make, (self._tokenizer,)
+
+    def save(self, folder: Path, chat_template: str = "") -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._tokenizer.id_to_token(self.bos),
+            "eos_token": self._tokenizer.id_to_token(self.eos),
+            "clean_up_tokenization_spaces": False,
+            **({"chat_template": chat_template} if chat_template else {}),
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
         tokenizer = self._with_special if special else self._tokenizer

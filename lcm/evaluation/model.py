@@ -2,46 +2,21 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from lcm import config, models, training
-from lcm.data import pipeline, tasks, tokenizers
+from lcm import config, models
+from lcm.data import pipeline, tasks
 from lcm.data.tokenizers import Tokenizer
 from lcm.evaluation.documents import Document, EvaluationError, from_text_tokens
 from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
+from lcm.pretrained import Model, load
 from lcm.progress import progress
-from lcm.training import workdir
 from lcm.types import Array, Batch
-
-
-class Model(NamedTuple):
-    """A config with parameters that fit it, the tokenizer, and the step it was trained to."""
-
-    cfg: ConfigDict
-    params: Any
-    tokenizer: Tokenizer
-    step: int
-
-
-def load(folder: str | pathlib.Path) -> Model:
-    """The model of a workdir, from its newest whole checkpoint; nothing there is changed.
-
-    Change `model.cfg`, such as its position encoding, to evaluate the same parameters otherwise.
-
-    Raises:
-        CheckpointError: if the workdir holds no run or no whole checkpoint.
-        DataError: if the tokenizer is missing.
-    """
-    folder = pathlib.Path(folder)
-    cfg = workdir.read_config(folder)
-    params, step = training.restore_params(folder, training.abstract_state(cfg))
-    return Model(cfg, params, tokenizers.load(cfg.data.tokenizer), step)
 
 
 def scorer(cfg: Any, params: Any) -> Callable[[Batch], Array]:

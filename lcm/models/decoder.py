@@ -36,8 +36,13 @@ def block(layer: nn.LayerSpec) -> Functional:
 @functools.cache
 def _ends(spec: ModelSpec) -> tuple[Functional, Functional, Functional | None]:
     """Embedding, final norm and, where it is not the embedding table, head."""
-    embedding = functional(lambda rngs: nn.Embedding(spec.vocab, spec.width, rngs))
-    norm = functional(lambda rngs: nn.RMSNorm(spec.width, spec.norm_eps))
+    make_norm = functools.partial(nn.NORMS[spec.norm], spec.width, spec.norm_eps)
+
+    def make_embedding(rngs: Any) -> nn.Embedding:
+        inner = make_norm() if spec.embed_norm else None
+        return nn.Embedding(spec.vocab, spec.width, rngs, scale=spec.embed_scale, norm=inner)
+
+    embedding, norm = functional(make_embedding), functional(lambda rngs: make_norm())
     head = functional(lambda rngs: nn.Head(spec.width, spec.vocab, rngs))
     return embedding, norm, None if spec.tied else head
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lcm import positions
 from lcm.errors import ConfigError
-from lcm.nn import MIXERS, MLPS, LayerSpec
+from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
@@ -28,6 +28,9 @@ class ModelSpec:
     positions: PositionEncoding
     tied: bool
     logit_cap: float
+    embed_scale: float
+    embed_norm: bool
+    norm: str
     norm_eps: float
     dtype: Any
     remat: str
@@ -61,6 +64,12 @@ def spec(cfg: Any) -> ModelSpec:
     _one_of("model.dtype", model.dtype, DTYPES)
     _one_of("model.remat", model.remat, REMAT)
     _one_of("model.mixer", model.mixer, MIXERS)
+    _one_of("model.norm", model.norm, NORMS)
+    if model.embed_scale <= 0:
+        raise ConfigError(
+            f"model.embed_scale={model.embed_scale} leaves nothing of the embeddings: "
+            "give more than 0; 1 leaves them as they are"
+        )
     if not model.pattern:
         raise ConfigError("model.pattern is empty: name at least one kind of layer")
     if len(model.pattern) > model.depth:
@@ -79,6 +88,9 @@ def spec(cfg: Any) -> ModelSpec:
         positions=encoding,
         tied=model.tied,
         logit_cap=model.logit_cap,
+        embed_scale=float(model.embed_scale),
+        embed_norm=model.embed_norm,
+        norm=model.norm,
         norm_eps=model.norm_eps,
         dtype=DTYPES[model.dtype],
         remat=model.remat,
@@ -117,7 +129,8 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
     _one_of(f"{where}.mixer", get("mixer"), MIXERS)
     _one_of(f"{where}.mlp", get("mlp"), MLPS)
     _one_of(f"{where}.backend", get("backend"), BACKENDS)
-    for key in ("window", "score_cap", "hidden", "head_size", "kv_heads"):
+    _one_of(f"{where}.biases", get("biases"), BIASES)
+    for key in ("window", "score_cap", "score_scale", "hidden", "head_size", "kv_heads"):
         if get(key) < 0:
             raise ConfigError(f"{where}.{key}={get(key)} is negative: 0 turns it off or derives it")
     encoding = positions.make(get("positions"))
@@ -131,7 +144,13 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         head_size=get("head_size") or width // heads,
         window=get("window"),
         score_cap=get("score_cap"),
+        score_scale=get("score_scale"),
+        norm=get("norm"),
         norm_eps=get("norm_eps"),
+        post_norm=get("post_norm"),
+        qk_norm=get("qk_norm"),
+        parallel=get("parallel"),
+        biases=get("biases"),
         positions=encoding,
         depth=get("depth"),
         length=length,
@@ -152,6 +171,11 @@ LAYER_KEYS = frozenset(
         "head_size",
         "window",
         "score_cap",
+        "score_scale",
+        "post_norm",
+        "qk_norm",
+        "parallel",
+        "biases",
         "positions",
         "backend",
     ]

@@ -1,17 +1,20 @@
 """Layers: NNX modules that describe parameters and call pure operations."""
 
 from lcm.nn.attention import Attention, reach
+from lcm.nn.bias import BIASES
 from lcm.nn.block import MIXERS, Block, flops, init_state
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits
 from lcm.nn.mlp import MLPS
-from lcm.nn.norm import RMSNorm
+from lcm.nn.norm import NORMS, RMSNorm
 from lcm.nn.spec import LayerSpec
 
 __all__ = [
+    "BIASES",
     "MIXERS",
     "MLPS",
+    "NORMS",
     "Attention",
     "Block",
     "Embedding",

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn.bias import add_biases, biased
 from lcm.nn.cache import KVCache, PagedKVCache, contiguous
 from lcm.nn.dense import dense, matrix
+from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
 from lcm.types import Context, Hidden, Keys, Queries, Values
@@ -26,6 +28,10 @@ class Attention(nnx.Module):
         self.k = matrix(rngs, spec.width, key)
         self.v = matrix(rngs, spec.width, key)
         self.out = matrix(rngs, query, spec.width, depth=spec.depth)
+        add_biases(self, spec.biases, q=query, k=key, v=key, out=spec.width)
+        if spec.qk_norm:
+            self.q_norm = RMSNorm(spec.head_size, spec.norm_eps)
+            self.k_norm = RMSNorm(spec.head_size, spec.norm_eps)
         params = spec.positions.init_layer(rngs.params(), spec.dims)
         if params:
             self.positions = nnx.data(jax.tree.map(nnx.Param, params))
@@ -51,7 +57,8 @@ class Attention(nnx.Module):
             limit=lambda part: _limited(part, spec),
             backend=spec.backend,
         )
-        return dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...]), state
+        y_BLD = dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...])
+        return biased(self, "out", y_BLD), state
 
     def parts(
         self, x_BLD: Hidden, context: Context, shared: dict[str, Any]
@@ -70,11 +77,16 @@ class Attention(nnx.Module):
         self, params: dict[str, Any], x_BLD: Hidden, context: Context
     ) -> tuple[Queries, Keys, Values]:
         """Queries, keys as a cache holds them, and values."""
-        encoding, split = self.spec.positions, (*x_BLD.shape[:2], -1, self.spec.head_size)
+        spec, encoding = self.spec, self.spec.positions
+        split = (*x_BLD.shape[:2], -1, spec.head_size)
         placed_BLD = encoding.infuse(params, x_BLD, context)
-        q_BLHK = dense(placed_BLD, self.q[...]).reshape(split)
-        k_BLGK = dense(placed_BLD, self.k[...]).reshape(split)
-        v_BLGK = dense(x_BLD, self.v[...]).reshape(split)
+        q_BLHK = biased(self, "q", dense(placed_BLD, self.q[...])).reshape(split)
+        k_BLGK = biased(self, "k", dense(placed_BLD, self.k[...])).reshape(split)
+        v_BLGK = biased(self, "v", dense(x_BLD, self.v[...])).reshape(split)
+        if spec.qk_norm:
+            q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
+        if spec.score_scale:  # attention divides by sqrt(K) whatever the encoding
+            q_BLHK = q_BLHK * (spec.score_scale * spec.head_size**0.5)
         return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
 
     @staticmethod

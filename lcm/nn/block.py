@@ -7,7 +7,7 @@ from flax import nnx
 
 from lcm.nn.attention import Attention
 from lcm.nn.mlp import MLPS
-from lcm.nn.norm import RMSNorm
+from lcm.nn.norm import NORMS
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
 from lcm.types import Context, Hidden
@@ -19,20 +19,34 @@ MIXERS: dict[str, type[nnx.Module]] = {"attention": Attention}
 
 
 class Block(nnx.Module):
-    """Pre-normalised residual layer: `x + mixer(norm(x))`, then `x + mlp(norm(x))`."""
+    """Pre-normalised residual layer: `x + mixer(norm(x))`, then `x + mlp(norm(x))`.
+
+    A parallel one is `x + mixer(norm(x)) + mlp(norm'(x))` (GPT-NeoX, arXiv:2204.06745, section
+    2.1). With post-norms what mixer and MLP add is normalised once more (Gemma 2,
+    arXiv:2408.00118).
+    """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
-        self.mixer_norm = RMSNorm(spec.width, spec.norm_eps)
+        self.parallel, norm = spec.parallel, NORMS[spec.norm]
+        self.mixer_norm = norm(spec.width, spec.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec, rngs)
-        self.mlp_norm = RMSNorm(spec.width, spec.norm_eps)
+        self.mlp_norm = norm(spec.width, spec.norm_eps)
         self.mlp = MLPS[spec.mlp](spec, rngs)
+        if spec.post_norm:
+            self.mixer_post_norm = norm(spec.width, spec.norm_eps)
+            self.mlp_post_norm = norm(spec.width, spec.norm_eps)
 
     def __call__(
         self, x_BLD: Hidden, context: Context, state: Any, shared: dict[str, Any]
     ) -> tuple[Hidden, Any]:
         y_BLD, state = self.mixer(self.mixer_norm(x_BLD), context, state, shared)
-        x_BLD = x_BLD + y_BLD
-        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), state
+        mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
+        read_BLD = x_BLD if self.parallel else mixed_BLD
+        y_BLD = self.mlp(self.mlp_norm(read_BLD))
+        return mixed_BLD + self._post("mlp_post_norm", y_BLD), state
+
+    def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
+        return getattr(self, norm)(y_BLD) if hasattr(self, norm) else y_BLD
 
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""

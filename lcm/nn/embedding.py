@@ -9,14 +9,30 @@ from lcm.types import Array, Hidden, Logits, Tokens
 
 
 class Embedding(nnx.Module):
-    """A table of token vectors whose rows have norm 1 in expectation: std 1/sqrt(width)."""
+    """A table of token vectors whose rows have norm 1 in expectation: std 1/sqrt(width).
 
-    def __init__(self, vocab: int, width: int, rngs: nnx.Rngs):
+    Rows may be read multiplied by a constant, as in Gemma, or normalised, as in BLOOM.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        rngs: nnx.Rngs,
+        *,
+        scale: float = 1.0,
+        norm: nnx.Module | None = None,
+    ):
         init = jax.nn.initializers.normal(width**-0.5)
         self.table = nnx.Param(init(rngs.params(), (vocab, width), jnp.float32))
+        self.scale = scale
+        if norm is not None:
+            self.norm = norm
 
     def __call__(self, tokens_BL: Tokens, dtype: jnp.dtype) -> Hidden:
-        return self.table[...].astype(dtype)[tokens_BL]
+        x_BLD = self.table[...].astype(dtype)[tokens_BL]
+        x_BLD = x_BLD * self.scale if self.scale != 1 else x_BLD
+        return self.norm(x_BLD) if hasattr(self, "norm") else x_BLD
 
 
 class Head(nnx.Module):

@@ -1,52 +1,94 @@
 """Feed-forward layers."""
 
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
 import jax
 from flax import nnx
 
+from lcm.nn.bias import add_biases, biased
 from lcm.nn.dense import dense, matrix
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recompute import recomputed
 from lcm.types import Array, Hidden
 
+Activation = Callable[[Array], Array]
+_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
+_erf_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
-class SwiGLU(nnx.Module):
-    """`(silu(x W_gate) * x W_up) W_down` (Shazeer, arXiv:2002.05202)."""
+
+class Gated(nnx.Module):
+    """`(activation(x W_gate) * x W_up) W_down` (Shazeer, arXiv:2002.05202)."""
 
     matrices = 3
+    activation: ClassVar[Activation]
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.gate = matrix(rngs, spec.width, spec.hidden)
         self.up = matrix(rngs, spec.width, spec.hidden)
         self.down = matrix(rngs, spec.hidden, spec.width, depth=spec.depth)
+        add_biases(self, spec.biases, gate=spec.hidden, up=spec.hidden, down=spec.width)
 
     def __call__(self, x_BLD: Hidden) -> Hidden:
-        gate, up = dense(x_BLD, self.gate[...]), dense(x_BLD, self.up[...])
-        return _gated(gate, up, self.down[...])
+        gate = biased(self, "gate", dense(x_BLD, self.gate[...]))
+        up = biased(self, "up", dense(x_BLD, self.up[...]))
+        return biased(self, "down", _gated(type(self).activation)(gate, up, self.down[...]))
+
+
+class SwiGLU(Gated):
+    """Gated by SiLU, as in Llama."""
+
+    activation = staticmethod(jax.nn.silu)
+
+
+class GEGLU(Gated):
+    """Gated by the tanh form of GELU, as in Gemma."""
+
+    activation = staticmethod(_tanh_gelu)
 
 
 class GELU(nnx.Module):
     """`gelu(x W_up) W_down`, with the tanh form of GELU (arXiv:1606.08415)."""
 
     matrices = 2
+    activation: ClassVar[Activation] = staticmethod(_tanh_gelu)
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.up = matrix(rngs, spec.width, spec.hidden)
         self.down = matrix(rngs, spec.hidden, spec.width, depth=spec.depth)
+        add_biases(self, spec.biases, up=spec.hidden, down=spec.width)
 
     def __call__(self, x_BLD: Hidden) -> Hidden:
-        return _activated(dense(x_BLD, self.up[...]), self.down[...])
+        up = biased(self, "up", dense(x_BLD, self.up[...]))
+        return biased(self, "down", _activated(type(self).activation)(up, self.down[...]))
+
+
+class ExactGELU(GELU):
+    """With GELU by the error function, as in GPT-NeoX."""
+
+    activation = staticmethod(_erf_gelu)
 
 
 # The backward pass keeps the matmuls' results and computes what is elementwise again: a third of
 # the memory of a layer, and on a CPU memory is time.
-@recomputed
-def _gated(gate_BLF: Array, up_BLF: Array, down_FD: Array) -> Hidden:
-    return dense(jax.nn.silu(gate_BLF) * up_BLF, down_FD)
+def _gated(activation: Activation) -> Callable[[Array, Array, Array], Hidden]:
+    def run(gate_BLF: Array, up_BLF: Array, down_FD: Array) -> Hidden:
+        return dense(activation(gate_BLF) * up_BLF, down_FD)
+
+    return recomputed(run)
 
 
-@recomputed
-def _activated(up_BLF: Array, down_FD: Array) -> Hidden:
-    return dense(jax.nn.gelu(up_BLF), down_FD)
+def _activated(activation: Activation) -> Callable[[Array, Array], Hidden]:
+    def run(up_BLF: Array, down_FD: Array) -> Hidden:
+        return dense(activation(up_BLF), down_FD)
+
+    return recomputed(run)
 
 
-MLPS: dict[str, type[nnx.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
+MLPS: dict[str, type[nnx.Module]] = {
+    "swiglu": SwiGLU,
+    "geglu": GEGLU,
+    "gelu": GELU,
+    "gelu_exact": ExactGELU,
+}

@@ -22,7 +22,53 @@ class RMSNorm(nnx.Module):
         return recomputed(functools.partial(_rms_norm, self.eps))(x, self.scale[...])
 
 
+class CentredNorm(nnx.Module):
+    """`(x - mean(x)) / std(x) * scale` in float32: LayerNorm without a bias, as in MPT."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        return recomputed(functools.partial(_centred_norm, self.eps))(x, self.scale[...])
+
+
+class LayerNorm(nnx.Module):
+    """`(x - mean(x)) / std(x) * scale + bias` in float32 (Ba et al., arXiv:1607.06450)."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        norm = recomputed(functools.partial(_layer_norm, self.eps))
+        return norm(x, self.scale[...], self.bias[...])
+
+
 def _rms_norm(eps: float, x: Array, scale: Array) -> Array:
+    return (_over_rms(eps, x.astype(jnp.float32)) * scale).astype(x.dtype)
+
+
+def _centred_norm(eps: float, x: Array, scale: Array) -> Array:
+    return (_over_rms(eps, _centred(x)) * scale).astype(x.dtype)
+
+
+def _layer_norm(eps: float, x: Array, scale: Array, bias: Array) -> Array:
+    return (_over_rms(eps, _centred(x)) * scale + bias).astype(x.dtype)
+
+
+def _centred(x: Array) -> Array:
     wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * inverse * scale).astype(x.dtype)
+    return wide - jnp.mean(wide, axis=-1, keepdims=True)
+
+
+def _over_rms(eps: float, wide: Array) -> Array:
+    return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+
+
+NORMS: dict[str, type[nnx.Module]] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "layer_no_bias": CentredNorm,
+}

@@ -18,7 +18,13 @@ class LayerSpec:
     head_size: int
     window: int
     score_cap: float
+    score_scale: float
+    norm: str
     norm_eps: float
+    post_norm: bool
+    qk_norm: bool
+    parallel: bool
+    biases: str
     positions: PositionEncoding
     depth: int
     length: int

@@ -16,7 +16,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/out$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mlp/(gate|up)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"(norm/scale|positions/.+)$", PartitionSpec()),
+    (r"layers/\w+/mixer/(q|k|v)_bias$", PartitionSpec(None, "tensor")),
+    (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
+    (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
 )
 
 

@@ -9,8 +9,8 @@ import optax
 from lcm.errors import ConfigError
 from lcm.parallel import path
 
-# Norms, embeddings and whatever an encoding learns are not pulled towards zero.
-UNDECAYED = r"(norm/scale|embedding/table|positions/.+)$"
+# Norms, biases, embeddings and whatever an encoding learns are not pulled towards zero.
+UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|positions/.+)$"
 MATRICES = r"layers/\w+/(mixer|mlp)/\w+$"
 
 

@@ -1,0 +1,33 @@
+"""Families of models: one file each, and the table of them by `model_type`."""
+
+from typing import Any
+
+from lcm.errors import ConfigError
+from lcm.pretrained.families.alibi import BLOOM, MPT
+from lcm.pretrained.families.base import Family
+from lcm.pretrained.families.gemma import GEMMA2, GEMMA3
+from lcm.pretrained.families.llama import LLAMA
+from lcm.pretrained.families.neox import GPT_NEOX
+from lcm.pretrained.families.phi import PHI3
+from lcm.pretrained.families.qwen import QWEN2, QWEN3
+
+FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT)
+REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
+ENCODERS = ("t5", "mt5", "umt5", "longt5")
+
+
+def family_of(hf: dict[str, Any]) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+        ConfigError: if there is none, naming those there are.
+    """
+    kind = hf.get("model_type")
+    if kind in ENCODERS:
+        raise ConfigError(
+            f"model_type={kind} is an encoder and a decoder that reads it, of which lcm has the "
+            f"decoder alone: take one of {', '.join(REGISTRY)}"
+        )
+    if kind not in REGISTRY:
+        raise ConfigError(f"model_type={kind!r} is unknown: known are {', '.join(REGISTRY)}")
+    return REGISTRY[kind]

@@ -1,0 +1,105 @@
+"""Which tensor, or part of one, stands where in our parameters: the same for in and out."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lcm.errors import ConfigError
+from lcm.models import ModelSpec, decoder
+from lcm.parallel import path
+from lcm.pretrained.families.base import Family, Weight
+
+
+class Leaf(NamedTuple):
+    """A parameter of ours and the tensors it is made of.
+
+    names: of tensors; one for each layer along the leading axis, or the only one.
+    stacked: whether there is such an axis.
+    part: which of the weight's paths it is.
+    sizes: the last axes of all of them.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    stacked: bool
+    weight: Weight
+    part: int
+    sizes: tuple[int, ...]
+    heads: int
+
+
+def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
+    """Every parameter by its path.
+
+    Raises:
+        ConfigError: for a parameter that the family has no tensor for.
+    """
+    shapes = _shapes(spec)
+    homes = {
+        (at, "{n}" in weight.name): (weight, part)
+        for weight in family.weights
+        for part, at in enumerate(weight.paths)
+    }
+    return {name: _leaf(name, shapes, homes, spec) for name in shapes}
+
+
+def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Any, spec: ModelSpec) -> Leaf:
+    prefix, kind, below = _divided(name)
+    if (below, bool(prefix)) not in homes:
+        raise ConfigError(
+            f"parameter {name} {shapes[name]} has no tensor in this family: it belongs to what "
+            "lcm adds, such as a learned encoding"
+        )
+    weight, part = homes[below, bool(prefix)]
+    siblings = [shapes[prefix + at] for at in weight.paths]
+    layers = range(kind, spec.depth, len(spec.layers)) if prefix else range(1)
+    return Leaf(
+        shape=shapes[name],
+        names=tuple(weight.name.format(n=n) for n in layers),
+        stacked=bool(prefix),
+        weight=weight,
+        part=part,
+        sizes=tuple(shape[-1] for shape in siblings),
+        heads=spec.layers[kind].heads,
+    )
+
+
+def _divided(name: str) -> tuple[str, int, str]:
+    """`layers/1/mixer/q` as (layers/1/, 1, mixer/q); others as ("", 0, name)."""
+    if not name.startswith("layers/"):
+        return "", 0, name
+    _, kind, below = name.split("/", 2)
+    return f"layers/{kind}/", int(kind), below
+
+
+@functools.cache
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))
+    return {path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def tensors(leaves: dict[str, Leaf]) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Every tensor: its name, the paths of ours in it, and its place along their leading axes."""
+    for at, leaf in leaves.items():
+        if leaf.part == 0:
+            prefix = at.removesuffix(leaf.weight.paths[0])
+            for place, name in enumerate(leaf.names):
+                yield name, tuple(prefix + p for p in leaf.weight.paths), place
+
+
+def tensor_shapes(leaves: dict[str, Leaf]) -> dict[str, tuple[int, ...]]:
+    """The shape that each tensor must have."""
+    found = {}
+    for name, paths, _ in tensors(leaves):
+        own = [leaves[at] for at in paths]
+        shapes = tuple(leaf.shape[leaf.stacked :] for leaf in own)
+        found[name] = _joined_shape(own[0].weight.form.join, shapes, own[0].heads)
+    return found
+
+
+@functools.cache
+def _joined_shape(join: Any, shapes: tuple, heads: int) -> tuple[int, ...]:
+    return join([np.broadcast_to(np.int8(0), shape) for shape in shapes], heads).shape

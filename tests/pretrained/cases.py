@@ -1,0 +1,147 @@
+"""Tiny models of every family: their configs as Hugging Face has them, and weights by name.
+
+Weights follow from the name of a tensor alone, so that a golden file holds logits and shapes only.
+Windows are shorter than LENGTH, and so is what each model was trained on.
+"""
+
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+VOCAB, LENGTH, SHORT, TRAINED, WINDOW = 61, 40, 5, 16, 7
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def model(kind: str, **keys: Any) -> dict[str, Any]:
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": TRAINED,
+        "tie_word_embeddings": False,
+    }
+    return {"model_type": kind, **sizes, **ENDS, **keys}
+
+
+def rope(kind: str, **keys: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 100.0, **keys}}
+
+
+def gemma(kind: str, **keys: Any) -> dict[str, Any]:
+    own = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW}
+    return model(kind, num_hidden_layers=3, **{**own, "tie_word_embeddings": True, **keys})
+
+
+BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ORIGINAL = {"original_max_position_embeddings": TRAINED}
+FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.0]}
+TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
+WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+PLAIN = {"rope_type": "default"}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": model("llama", rope_theta=100.0),
+    "llama, biases, tied": model(
+        "llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_theta=1e4
+    ),
+    "llama, linear": model("llama", **rope("linear", factor=2.5)),
+    "llama, dynamic": model("llama", **rope("dynamic", factor=2.0)),
+    "llama, yarn": model("llama", **rope("yarn", factor=4.0, **ORIGINAL)),
+    "llama, llama3": model("llama", **rope("llama3", factor=8.0, **BANDS, **ORIGINAL)),
+    "mistral": model("mistral", head_dim=16, sliding_window=WINDOW, rope_theta=100.0),
+    "qwen2": model("qwen2", rope_theta=100.0, **WINDOWS, num_hidden_layers=3),
+    "qwen2, yarn": model("qwen2", tie_word_embeddings=True, **rope("yarn", factor=2.0, **ORIGINAL)),
+    "qwen3": model("qwen3", head_dim=16, rope_theta=100.0),
+    "qwen3, biases": model("qwen3", head_dim=8, attention_bias=True, **rope("default"), **WINDOWS),
+    "gemma2": gemma("gemma2", rope_theta=100.0, attn_logit_softcapping=5.0),
+    "gemma3": gemma(
+        "gemma3_text",
+        rope_parameters={
+            "sliding_attention": {**PLAIN, "rope_theta": 10.0},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+        },
+        layer_types=TYPES,
+    ),
+    "phi3": model("phi3", sliding_window=WINDOW, rope_theta=100.0),
+    "phi3, longrope": model(
+        "phi3",
+        max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.75,
+            **FACTORS,
+        },
+        original_max_position_embeddings=TRAINED,
+        tie_word_embeddings=True,
+    ),
+    "gpt_neox": model(
+        "gpt_neox", rotary_pct=0.5, rotary_emb_base=100, num_key_value_heads=4, hidden_act="gelu"
+    ),
+    "gpt_neox, sequential": model(
+        "gpt_neox",
+        use_parallel_residual=False,
+        attention_bias=False,
+        hidden_act="gelu_new",
+        **rope("linear", factor=2.0, partial_rotary_factor=0.25),
+    ),
+    "bloom": {
+        "model_type": "bloom",
+        "vocab_size": VOCAB,
+        "hidden_size": 24,
+        "n_layer": 2,
+        "n_head": 6,
+        **ENDS,
+    },
+    "mpt": {
+        "model_type": "mpt",
+        "vocab_size": VOCAB,
+        "d_model": 24,
+        "n_layers": 2,
+        "n_heads": 6,
+        "max_seq_len": 64,
+        **ENDS,
+    },
+}
+# Their frequencies follow the tokens that are there, so a cache holds another model's past.
+BY_LENGTH = ("llama, dynamic", "phi3, longrope")
+
+
+def tokens(length: int = LENGTH) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, VOCAB, (2, length))
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 tensor of a name: large enough that attention is not flat, norms not one."""
+    random = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+    x = random.standard_normal(shape, np.float32)
+    if len(shape) > 1:
+        return x * np.float32(1.5 * shape[-1] ** -0.5)
+    return 0.3 * x + np.float32(name.endswith("weight"))
+
+
+def write(
+    folder: pathlib.Path, config: dict, shapes: dict, dtype: str = "float32", shards: int = 1
+) -> pathlib.Path:
+    """A folder with the tensors of these shapes, in one file or in shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    made = {n: np.ascontiguousarray(tensor(n, tuple(s)).astype(kind)) for n, s in shapes.items()}
+    if shards == 1:
+        save_file(made, folder / "model.safetensors")
+        return folder
+    home = {n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(made)}
+    for file in set(home.values()):
+        save_file({n: x for n, x in made.items() if home[n] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": home}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

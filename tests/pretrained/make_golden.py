@@ -1,0 +1,74 @@
+"""Writes golden/: what transformers makes of the tiny models of cases.py.
+
+    python -m tests.pretrained.make_golden
+
+Run it again only for new cases, or to see what a new release of transformers changed.
+"""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from . import cases
+
+FOLDER = pathlib.Path(__file__).with_name("golden")
+# Before, at and beyond the windows and the trained length; the last one.
+PLACES = (0, 1, 6, 7, 8, 15, 16, 17, 25, 39)
+
+
+def reference(name: str):
+    """The model of transformers with our weights."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = transformers.AutoConfig.for_model(**json.loads(json.dumps(cases.CONFIGS[name])))
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(cases.tensor(_stored(name, key), parameter.shape)))
+    return model.eval()
+
+
+def logits(model, tokens: np.ndarray) -> np.ndarray:
+    """float32 `[B, L, V]` of a model of transformers, without its cache."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens), use_cache=False).logits.numpy()
+
+
+def _stored(name: str, key: str) -> str:
+    """The name that a file has for a parameter."""
+    neox = cases.CONFIGS[name]["model_type"] == "gpt_neox"
+    return key.replace("lm_head.", "embed_out.") if neox else key
+
+
+def computed(name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Logits at PLACES, and the shapes of the tensors that transformers saves."""
+    from safetensors import safe_open
+
+    model = reference(name)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(f"{folder}/model.safetensors", "numpy") as file:
+            keys = file.keys()
+            shapes = {key: file.get_slice(key).get_shape() for key in keys}
+    return logits(model, cases.tokens())[:, PLACES], shapes
+
+
+def main() -> None:
+    import transformers
+
+    found = {name: computed(name) for name in cases.CONFIGS}
+    FOLDER.mkdir(exist_ok=True)
+    np.savez_compressed(FOLDER / "logits.npz", **{name: x for name, (x, _) in found.items()})
+    lines = [f"  {json.dumps(name)}: {json.dumps(shapes)}" for name, (_, shapes) in found.items()]
+    text = ",\n".join([f'  "transformers": "{transformers.__version__}"', *lines])
+    (FOLDER / "shapes.json").write_text(f"{{\n{text}\n}}\n")
+
+
+if __name__ == "__main__":
+    main()

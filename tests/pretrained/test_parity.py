@@ -1,0 +1,77 @@
+"""Logits of every family as transformers has them: by golden values, and live where torch is."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm import models, positions
+
+from . import cases, make_golden
+
+GOLDEN = np.load(make_golden.FOLDER / "logits.npz")
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.mark.parametrize("name", cases.CONFIGS)
+def test_logits_are_those_of_transformers(loaded, name):
+    cfg, params, *_ = loaded(name)
+    models.check_params(cfg, params)
+    got, _ = models.apply(cfg, params, jnp.asarray(cases.tokens()))
+    assert np.std(GOLDEN[name]) > 0.2
+    np.testing.assert_allclose(got[:, make_golden.PLACES], GOLDEN[name], **CLOSE)
+
+
+# One of each kind of layer.
+CACHED = ("llama, llama3", "mistral", "qwen2", "gemma3", "gpt_neox", "bloom")
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_changes_nothing(loaded, name):
+    """The first tokens in one chunk, the next one by one, the rest in another chunk."""
+    cfg, params, *_ = loaded(name)
+    row, state, got, start = jnp.asarray(cases.tokens()), None, [], 0
+    state = models.init_state(cfg, 2, cases.LENGTH)
+    for size in (16, 1, 1, 1, 1, 1, 1, 1, 1, 16):
+        some, state = models.apply(cfg, params, row[:, start : start + size], state=state)
+        got.append(some)
+        start += size
+    assert start == cases.LENGTH
+    got = np.concatenate(got, 1)[:, make_golden.PLACES]
+    np.testing.assert_allclose(got, GOLDEN[name], **CLOSE)
+
+
+@pytest.mark.parametrize("name", cases.CONFIGS)
+def test_live_transformers_agree(loaded, name):
+    """With the release that is installed; shorter too where that is not the whole cut short."""
+    pytest.importorskip("torch", reason="transformers computes with torch: golden values only")
+    pytest.importorskip("transformers")
+    reference, (cfg, params, *_) = make_golden.reference(name), loaded(name)
+    for length in (cases.LENGTH, *([cases.SHORT] if name in cases.BY_LENGTH else [])):
+        row = cases.tokens(length)
+        got, _ = models.apply(cfg, params, jnp.asarray(row))
+        np.testing.assert_allclose(got, make_golden.logits(reference, row), **CLOSE)
+
+
+def test_a_config_extends_a_model_as_a_checkpoint_does(loaded):
+    """The same weights under another encoding are the model whose config.json asks for it."""
+    cfg, params, *_ = loaded("llama")
+    cfg = cfg.copy_and_resolve_references()
+    yarn = positions.YaRN(base=100.0, factor=4.0, original=cases.TRAINED)
+    with cfg.model.unlocked():
+        cfg.model.positions = positions.config(yarn)
+    got, _ = models.apply(cfg, params, jnp.asarray(cases.tokens()))
+    np.testing.assert_allclose(got[:, make_golden.PLACES], GOLDEN["llama, yarn"], **CLOSE)
+
+
+def test_trained_context_and_patterns(loaded):
+    assert loaded("llama").cfg.data.length == cases.TRAINED
+    assert loaded("phi3, longrope").cfg.data.length == 64
+    assert loaded("mpt").cfg.data.length == 64
+    gemma = loaded("gemma3").cfg.model
+    assert gemma.pattern == (*["sliding_attention"] * 2, "full_attention")
+    assert gemma.positions.name == "linear"  # of the layers that see all: extending leaves others
+    assert gemma.kinds.sliding_attention.positions.base == 10.0
+    assert loaded("gemma2").cfg.model.kinds.to_dict() == {
+        "sliding_attention": {"window": cases.WINDOW},
+        "full_attention": {},
+    }
