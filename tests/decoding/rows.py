@@ -1,11 +1,9 @@
 """Random logits, and what one batch of requests makes of them."""
 
-import functools
-
 import jax
 import numpy as np
 
-from lcm.decoding import begin, chain, plan, process
+from lcm.decoding import begin, chain, observe, plan, process
 
 CAPACITY = 64
 
@@ -14,17 +12,21 @@ def logits(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> np.ndarr
     return (np.random.default_rng(seed).normal(size=(rows, vocab)) * scale).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _processed(_, chain_, history, logits_RV):
+watch = jax.jit(observe)
+
+
+@jax.jit
+def _processed(chain_, history, logits_RV):
     return process(chain_, history, logits_RV)[1]
 
 
-def processed(settings, logits_RV, prompts=None) -> np.ndarray:
-    """Logits of fresh rows through their chain."""
+def processed(settings, logits_RV, prompts=None, generated=()) -> np.ndarray:
+    """Logits of rows through their chain, when each row has generated these tokens."""
     shape = plan(settings, logits_RV.shape[1], CAPACITY)
-    prompts = [[]] * len(settings) if prompts is None else prompts
-    history = begin(settings, prompts, shape)
-    return np.asarray(_processed(shape, chain(settings, shape), history, logits_RV))
+    history = begin(settings, prompts or [[]] * len(settings), shape)
+    for token in generated:
+        history = watch(history, np.full(len(settings), token), np.ones(len(settings), bool))
+    return np.asarray(_processed(chain(settings, shape), history, logits_RV))
 
 
 def kept(settings, logits_RV) -> np.ndarray:

@@ -6,9 +6,9 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import CAPACITY, kept, logits, processed
+from rows import CAPACITY, kept, logits, processed, watch
 
-from lcm.decoding import Sampling, begin, chain, observe, plan
+from lcm.decoding import Sampling, begin, chain, plan
 from lcm.decoding.processors import ORDER
 from lcm.errors import UserError
 
@@ -83,15 +83,8 @@ def test_ngrams_are_those_of_transformers(n):
 
 def after(settings, vocab, tokens, prompts=None):
     """The processed logits after each of the tokens was generated in every row."""
-    shape = plan(settings, vocab, CAPACITY)
-    history = begin(settings, prompts or [PROMPT] * len(settings), shape)
-    for token in tokens:
-        history = observe(history, jnp.full(len(settings), token), jnp.ones(len(settings), bool))
-    logits_RV = jnp.asarray(logits(len(settings), vocab))
-    for cls in ORDER:
-        if shape.uses & set(cls.reads()):
-            history, logits_RV = cls.of(settings, shape)(history, logits_RV)
-    return np.asarray(logits_RV)
+    prompts = prompts or [PROMPT] * len(settings)
+    return processed(settings, logits(len(settings), vocab), prompts, tokens)
 
 
 @pytest.mark.parametrize("new", [0, 2, 3, 8])
@@ -168,7 +161,7 @@ def test_defaults_are_identities(cls):
     shape = plan(settings, VOCAB, CAPACITY)
     history = begin(settings, [PROMPT, PROMPT], shape)
     for token in (30, 7, 9):
-        history = observe(history, jnp.array([token, token]), jnp.array([True, True]))
+        history = watch(history, np.array([token, token]), np.array([True, True]))
     logits_RV = logits(2, VOCAB)
     logits_RV[0, :4] = 0.0, -0.0, -np.inf, -1e30
     _, got = cls.of(settings, shape)(history, jnp.asarray(logits_RV))

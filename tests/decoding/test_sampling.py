@@ -261,7 +261,7 @@ def test_half_precision_logits_are_drawn_from_in_float32():
     history = begin([request], [[]], shape)
     rest = chain([request], shape), keys([request], shape), history
     half_RV = jnp.asarray(logits(1, 30), jnp.bfloat16)
-    _, drawn = sample(*rest, half_RV)
-    _, want = sample(*rest, half_RV.astype(jnp.float32))
+    _, drawn = jax.jit(sample)(*rest, half_RV)
+    _, want = jax.jit(sample)(*rest, half_RV.astype(jnp.float32))
     for got, same in zip(drawn, want, strict=True):
         assert got.dtype == same.dtype and (got == same).all()
