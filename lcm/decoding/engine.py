@@ -91,7 +91,7 @@ class Engine:
         for request in requests:
             models.check_limit(self.spec, request.tokens)
             self.text(request)
-        batch = _Batch(self, requests)
+        batch = Batch(self, requests)
         while batch.busy:
             batch.read()
             yield from batch.write()
@@ -144,11 +144,17 @@ class Reader:
 
     Requests with the same prompt, such as several samples of one, read it once.
 
-    requests: by their numbers; see `together` for how many may be.
+    requests: by their numbers.
+    begun: a state of one row and how many tokens of the only prompt it has read.
     places: for each request its number, the slot where its prompt begins, and its tokens.
     """
 
-    def __init__(self, engine: Engine, requests: dict[int, Request] | list[Request]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        requests: dict[int, Request] | list[Request],
+        begun: tuple[State, int] | None = None,
+    ) -> None:
         numbered = requests if isinstance(requests, dict) else dict(enumerate(requests))
         begins: dict[bytes, int] = {}
         packed: list[np.ndarray] = []
@@ -163,8 +169,12 @@ class Reader:
         positions = np.concatenate([np.arange(len(p), dtype=np.int32) for p in packed])
         segments = np.repeat(np.arange(1, len(packed) + 1, dtype=np.int32), [*map(len, packed)])
         self._context = Context(positions, segments, np.full_like(positions, -1))
+        slots = bucket(max(len(self._tokens), 1))
         self._engine, self._read = engine, 0
-        self.state = engine.state(1, bucket(max(len(self._tokens), 1)))
+        self.state = engine.state(1, slots) if begun is None else None
+        if begun is not None:
+            state, self._read = begun
+            self.state = programs.first(state, self._read, slots)
 
     @property
     def done(self) -> bool:
@@ -201,10 +211,12 @@ class _Row:
     count: int = 0
 
 
-class _Batch:
+class Batch:
     """The rows of one run."""
 
-    def __init__(self, engine: Engine, requests: list[Request]) -> None:
+    def __init__(
+        self, engine: Engine, requests: list[Request], begun: tuple[State, int] | None = None
+    ) -> None:
         self.engine, self.requests = engine, requests
         self.waiting = collections.deque(range(len(requests)))
         longest = max(request.tokens for request in requests)
@@ -212,6 +224,8 @@ class _Batch:
         self.plan: Plan = plan(settings, engine.spec.vocab, longest)
         self.rows: list[_Row | None] = [None] * min(engine.rows, len(requests))
         self.reader: Reader | None = None
+        if begun is not None:
+            self.reader = Reader(engine, {self.waiting.popleft(): requests[0]}, begun)
         self.device = self._none()
         self.pool: Pool | None = None
         if engine.cache == "paged":

@@ -1,18 +1,21 @@
 """Texts from prompts: the functions most users call."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lcm.data.tokenizers import Tokenizer
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
 from lcm.decoding.requests import Event, Request
 from lcm.decoding.settings import Sampling
 from lcm.errors import UserError
+from lcm.pretrained import chat
 
-Prompt = str | Sequence[int] | np.ndarray
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | np.ndarray | Messages
 SEEDS = 1 << 32
 
 
@@ -56,8 +59,10 @@ def generate(
 
     Args:
         model: what `lcm.load` gives.
-        prompts: a text or token ids, or a list of them. A text has the tokenizer's first token put
-            before it where its model was trained so; ids are taken as they are.
+        prompts: a text, token ids, or the messages of a conversation; or a list of them. A text has
+            the tokenizer's first token put before it where its model was trained so; messages,
+            `[{"role": "user", "content": "..."}]`, are written out by the model's chat template;
+            ids are taken as they are.
         n: texts for each prompt, with seeds `seed`, `seed + 1`, ...; the likeliest comes first.
         stop: strings that end a text.
         full: what to do about texts longer than the model was trained on; see `decoding.context`.
@@ -148,14 +153,11 @@ def requests_of(
 def _tokens(model: Any, prompt: Prompt, number: int) -> np.ndarray:
     """A prompt as token ids."""
     if isinstance(prompt, str):
-        tokenizer = model.tokenizer
-        if tokenizer is None:
-            raise UserError(
-                "this model came without a tokenizer: give token ids, or put a tokenizer.json "
-                "beside its weights"
-            )
+        tokenizer = _tokenizer(model)
         first = [tokenizer.bos] if tokenizer.add_bos else []
         ids = np.concatenate([first, tokenizer.encode(prompt)]).astype(np.int32)
+    elif len(prompt) and isinstance(prompt[0], Mapping):
+        ids = conversation(model, prompt)
     else:
         ids = np.asarray(prompt)
     if not ids.size:
@@ -169,6 +171,27 @@ def _tokens(model: Any, prompt: Prompt, number: int) -> np.ndarray:
             f"prompt {number} has token {worst}: ids of this model are 0 to {vocab - 1}"
         )
     return ids
+
+
+def conversation(model: Any, messages: Messages) -> np.ndarray:
+    """Token ids of a conversation, up to where the assistant begins to speak.
+
+    Raises:
+        UserError: if the model has no chat template, or that refuses the messages.
+    """
+    tokenizer = _tokenizer(model)
+    first, last = (tokenizer.decode([i], special=True) for i in (tokenizer.bos, tokenizer.eos))
+    text = chat.render(model.chat_template, messages, bos=first, eos=last)
+    return tokenizer.encode(text, special=True)
+
+
+def _tokenizer(model: Any) -> Tokenizer:
+    if model.tokenizer is None:
+        raise UserError(
+            "this model came without a tokenizer: give token ids, or put a tokenizer.json beside "
+            "its weights"
+        )
+    return model.tokenizer
 
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -56,6 +56,13 @@ def insert(state: State, row: int, one: State, start: int, count: int) -> State:
     return State(_set(state.used_B, row, count), layers)
 
 
+def first(state: State, count: int, slots: int) -> State:
+    """The state of the first `count` tokens, with room for `slots` of them."""
+    count = jnp.int32(count)
+    layers = decoder.over_layers(lambda x: _first(x.longer(slots), count), state.layers)
+    return State(jnp.minimum(state.used_B, count), layers)
+
+
 def reorder(state: State, row_R: Array) -> State:
     """Some rows of a state, in any order, any of them more than once."""
     layers = decoder.over_layers(lambda layer: _rows(layer, row_R), state.layers)
@@ -65,6 +72,11 @@ def reorder(state: State, row_R: Array) -> State:
 @partial(jax.jit, donate_argnums=0)
 def _insert(mine: Any, row: Array, other: Any, start: Array, count: Array) -> Any:
     return mine.insert(row, other, start, count)
+
+
+@jax.jit
+def _first(layer: Any, count: Array) -> Any:
+    return layer.first(count)
 
 
 @jax.jit

@@ -116,6 +116,15 @@ class KVCache:
 
         return jax.tree.map(lambda x: x if x is self.used_B else padded(x), self)
 
+    def first(self, count: Array | int) -> Self:
+        """The cache with the first `count` tokens of each row alone; a ring cannot go back."""
+        there_BS = (jnp.arange(self.slots) < count)[None] & (self.segments_BS > 0)
+        return dataclasses.replace(
+            self,
+            segments_BS=jnp.where(there_BS, self.segments_BS, 0),
+            used_B=jnp.minimum(self.used_B, count),
+        )
+
     def rows(self, row_R: Array) -> Self:
         """Some rows, in any order, any of them more than once."""
         return jax.tree.map(lambda x: x[row_R], self)
