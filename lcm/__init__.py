@@ -15,10 +15,14 @@ _HOMES = {
     "state_bytes_per_token": "lcm.models",
     "train": "lcm.training",
     "load": "lcm.pretrained",
+    "generate": "lcm.decoding",
+    "stream": "lcm.decoding",
+    "beam_search": "lcm.decoding",
 }
 _MODULES = (
     "config",
     "data",
+    "decoding",
     "evaluation",
     "models",
     "positions",

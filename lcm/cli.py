@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import pathlib
+import platform
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -106,12 +107,14 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _generate(args: argparse.Namespace, overrides: list[str]) -> int:
+    _keep_programs()
     from lcm.decoding import console
 
     return console.generate(args, overrides)
 
 
 def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
+    _keep_programs()
     from lcm.decoding import console
 
     console.chat(args, overrides)
@@ -204,7 +207,7 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", required=True, help="a workdir, a folder, a .gguf, or a name: smollm2-135m"
     )
-    command.add_argument("--dtype", default="float32", help="of the weights: float32 or bfloat16")
+    command.add_argument("--weights", default="", help="matrices in bfloat16 or int8 (as loaded)")
     command.add_argument("--stop", action="append", default=[], help="a string that ends the text")
     command.add_argument(
         "--full",
@@ -261,6 +264,14 @@ def _version() -> str:
         return f"lcm {metadata.version('lcm')}"
     except metadata.PackageNotFoundError:
         return "lcm (not installed)"
+
+
+def _keep_programs() -> None:
+    """Compiled programs go into a cache of this machine's, so that the next start is quick."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "lcm" / platform.node()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def _quiet_libraries() -> None:

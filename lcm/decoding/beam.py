@@ -10,7 +10,7 @@ import numpy as np
 from lcm.decoding import programs
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine, Reader
-from lcm.decoding.generate import Generation, Prompt, listed, requests_of, settings_of
+from lcm.decoding.texts import Generation, Prompt, listed, requests_of, settings_of
 from lcm.decoding.history import History, begin, observe, take
 from lcm.decoding.processors import Chain, chain, process
 from lcm.decoding.requests import Request

@@ -10,8 +10,8 @@ import lcm.decoding.batch as batches
 from lcm.decoding.beam import beam_search
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
-from lcm.decoding.generate import Prompt, requests_of, run, settings_of
-from lcm.decoding.generate import generate as generate_texts
+from lcm.decoding.texts import Prompt, requests_of, run, settings_of
+from lcm.decoding.texts import generate as generate_texts
 from lcm.decoding.session import Session
 from lcm.decoding.settings import Sampling
 from lcm.errors import UserError
@@ -98,7 +98,7 @@ def _line() -> str | None:
 
 
 def _model(args: argparse.Namespace, overrides: list[str]) -> Model:
-    return changed(load(args.model, dtype=args.dtype), overrides)
+    return changed(load(args.model), overrides)
 
 
 def _options(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -110,7 +110,11 @@ def _options(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         "stop": args.stop,
         "full": args.full or ("config" if own else "refuse"),
         "rows": args.rows,
-        "engine": {"cache": args.cache, "cache_dtype": args.cache_dtype},
+        "engine": {
+            "cache": args.cache,
+            "cache_dtype": args.cache_dtype,
+            "weights": args.weights,
+        },
     }
 
 

@@ -28,6 +28,7 @@ from lcm.decoding.requests import Event, Request
 from lcm.decoding.sampling import keys
 from lcm.decoding.settings import Plan, plan
 from lcm.decoding.text import TextStream
+from lcm.decoding.weights import WEIGHTS, laid_out
 from lcm.errors import UserError
 from lcm.models import State, decoder
 from lcm.nn import PagedKVCache
@@ -46,6 +47,7 @@ class Engine:
     cache: "contiguous", or "paged", where rows take no more memory than their requests need.
     cache_dtype: of keys and values; "int8" has a scale per token and head.
     pages: of a paged cache, `PAGE` tokens each; 0 has them for the `rows` largest requests.
+    weights: "bfloat16" or "int8" has matrices in it; see `lcm.decoding.weights`.
     """
 
     def __init__(
@@ -57,15 +59,17 @@ class Engine:
         cache: str = "contiguous",
         cache_dtype: str = "",
         pages: int = 0,
+        weights: str = "",
     ) -> None:
         for name, value, least in (("rows", rows, 1), ("chunk", chunk, 1), ("pages", pages, 0)):
             if value < least:
                 raise UserError(f"{name}={value} must be at least {least}")
         _one_of("cache", cache, ("contiguous", "paged"))
+        _one_of("weights", weights, WEIGHTS)
         _one_of("cache_dtype", cache_dtype, ("", "float32", "bfloat16", "int8"))
         self.spec, self.tokenizer = models.spec(model.cfg), model.tokenizer
         models.check_backend(self.spec)
-        self.params = written_out(model.params)
+        self.params = laid_out(model.params, weights)
         self.rows, self.chunk, self.cache, self.pages = rows, chunk, cache, pages
         self.cache_dtype = cache_dtype or self.spec.dtype
         if cache == "paged" and self.rings:
@@ -126,12 +130,6 @@ class Engine:
 def _empty(spec: models.ModelSpec, rows: int, slots: int, dtype: jnp.dtype, chunk: int) -> State:
     state = decoder.init_state(spec, rows, slots, dtype, chunk)
     return State(state.used_B, tuple(map(decoder.unstacked, state.layers)))
-
-
-def written_out(params: decoder.Params) -> decoder.Params:
-    """Parameters whose layers lie apart; see `decoder.unstacked`."""
-    layers = {kind: decoder.unstacked(own) for kind, own in params["layers"].items()}
-    return {**params, "layers": layers}
 
 
 def bucket(tokens: int) -> int:

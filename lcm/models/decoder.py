@@ -177,10 +177,16 @@ def _written_out(
         kind, at = n % len(spec.layers), n // len(spec.layers)
         own = shared.get(own_encoding(spec, kind), {})
         state = None if states[kind] is None else states[kind][at]
-        run = block(spec.layers[kind]).apply
-        x_BLD, state = run(params[str(kind)][at], x_BLD, context, state, own)
+        arguments = params[str(kind)][at], x_BLD, context, state, own
+        x_BLD, state = _layer(spec.layers[kind], *arguments)
         after[kind].append(state)
     return x_BLD, after
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(layer: nn.LayerSpec, *arguments: Any) -> tuple[Hidden, Any]:
+    """One layer, traced once for all that are alike."""
+    return block(layer).apply(*arguments)
 
 
 def _unroll(spec: ModelSpec) -> int:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lcm.nn.dense import matrix
+from lcm.nn.dense import matrix, product
 from lcm.types import Array, Hidden, Logits, Tokens
 
 
@@ -30,7 +30,7 @@ class Embedding(nnx.Module):
             self.norm = norm
 
     def __call__(self, tokens_BL: Tokens, dtype: jnp.dtype) -> Hidden:
-        x_BLD = self.table[...].astype(dtype)[tokens_BL]
+        x_BLD = self.table[...][tokens_BL].astype(dtype)
         x_BLD = x_BLD * self.scale if self.scale != 1 else x_BLD
         return self.norm(x_BLD) if hasattr(self, "norm") else x_BLD
 
@@ -47,7 +47,5 @@ class Head(nnx.Module):
 
 def logits(x_BLD: Hidden, kernel_DV: Array) -> Logits:
     """Scores of the vocabulary, accumulated and returned in float32."""
-    rows = x_BLD.reshape(-1, x_BLD.shape[-1])
-    kernel = kernel_DV.astype(x_BLD.dtype)
-    scores = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+    scores = product(x_BLD.reshape(-1, x_BLD.shape[-1]), kernel_DV, jnp.float32)
     return scores.reshape(*x_BLD.shape[:-1], -1)

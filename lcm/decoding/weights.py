@@ -1,0 +1,50 @@
+"""Parameters as decoding wants them: layers apart, matrices in fewer bits if one likes.
+
+    bfloat16    products of bfloat16 numbers, summed in float32
+    int8        products of int8 numbers with a scale per column, and per row of activations
+
+What is no matrix, such as norms and biases, stays as it is.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm.models import decoder
+from lcm.nn.dense import Int8, Int8Table, quantised
+from lcm.types import Array
+
+WEIGHTS = ("", "float32", "bfloat16", "int8")
+TABLES = ("embedding",)
+
+
+def laid_out(params: decoder.Params, weights: str = "") -> decoder.Params:
+    """Parameters with layers as lists, see `decoder.unstacked`, and matrices in a dtype."""
+    layers = {kind: decoder.unstacked(own) for kind, own in params["layers"].items()}
+    layers = jax.tree.map(lambda x: _matrix(x, weights), layers)
+    ends = {
+        name: jax.tree.map(lambda x, name=name: _end(x, name in TABLES, weights), own)
+        for name, own in params.items()
+        if name not in ("layers", "positions")
+    }
+    return {**params, **ends, "layers": layers}
+
+
+def _end(x: Array, table: bool, weights: str) -> Any:
+    if table and weights == "int8" and x.ndim == 2:
+        q_VD, scale_V1 = _quantised(x, 1)
+        return Int8Table(q_VD, scale_V1[:, 0])
+    return _matrix(x, weights)
+
+
+def _matrix(x: Array, weights: str) -> Any:
+    if not weights or x.ndim != 2:
+        return x
+    if weights == "int8":
+        q_DF, scale_1F = _quantised(x, 0)
+        return Int8(q_DF, scale_1F[0])
+    return x.astype(jnp.dtype(weights))
+
+
+_quantised = jax.jit(quantised, static_argnums=1)
