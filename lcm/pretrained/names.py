@@ -46,8 +46,8 @@ def find(name: str) -> Path:
     if name not in PACKAGES:
         raise CheckpointError(
             f"{name!r} is no path, and no model is called so: give a workdir of lcm train, a "
-            f"model's folder, a .gguf, {' or '.join(PACKAGES)}, or NAME of NAME.gguf or NAME/ in a folder of the "
-            f"environment variable {FOLDERS}"
+            f"model's folder, a .gguf, {' or '.join(PACKAGES)}, or NAME of NAME.gguf or NAME/ in a "
+            f"folder of the environment variable {FOLDERS}"
         )
     return _packaged(name, PACKAGES[name])
 
