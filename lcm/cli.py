@@ -1,9 +1,10 @@
-"""The command line: `lcm train | evaluate | analyse | report | reproduce | positions | convert`.
+"""The command line: `lcm COMMAND`, a function here for each.
 
 Heavy imports wait until a command needs them, so that `lcm --help` answers at once.
 """
 
 import argparse
+import dataclasses
 import inspect
 import logging
 import os
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         if overrides and args.command in ("report", "reproduce", "positions", "convert"):
             parser.error(f"lcm {args.command} takes no --config.KEY=VALUE")
-        args.run(args, overrides)
+        return args.run(args, overrides) or 0
     except UserError as error:
         print(f"lcm: error: {error}", file=sys.stderr)
         return 2
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -104,6 +105,18 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> None:
     print(f"wrote {convert(args.source, args.folder, args.dtype)}")
 
 
+def _generate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from lcm.decoding import console
+
+    return console.generate(args, overrides)
+
+
+def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm.decoding import console
+
+    console.chat(args, overrides)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user, in one line."""
 
@@ -163,9 +176,58 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("folder", type=_folder, help="the folder to write, new or empty")
     convert.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     convert.set_defaults(run=_convert)
-    for command in (train, evaluate, analyse):
+
+    generate = commands.add_parser("generate", help="go on with a prompt, or with a file of them")
+    given = generate.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompt", help="the text; - reads it from standard input")
+    given.add_argument("--batch", type=_folder, help="JSON lines, each with a prompt or messages")
+    generate.add_argument("--out", type=_folder, help="of --batch: where to (BATCH.out.jsonl)")
+    generate.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    generate.add_argument("-n", type=int, default=1, help="texts for the prompt, likeliest first")
+    generate.add_argument("--beams", type=int, default=0, help="search with so many beams")
+    generate.set_defaults(run=_generate)
+
+    chat = commands.add_parser("chat", help="talk to a model; /help there")
+    chat.add_argument("--system", default="", help="what the model is told beforehand")
+    chat.set_defaults(run=_chat)
+    for command in (generate, chat):
+        _add_decoding(command)
+    for command in (train, evaluate, analyse, generate, chat):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser
+
+
+def _add_decoding(command: argparse.ArgumentParser) -> None:
+    """The options of a model that writes; those of sampling are the fields of `Sampling`."""
+    from lcm.decoding.settings import Sampling
+
+    command.add_argument(
+        "--model", required=True, help="a workdir, a folder, a .gguf, or a name: smollm2-135m"
+    )
+    command.add_argument("--dtype", default="float32", help="of the weights: float32 or bfloat16")
+    command.add_argument("--stop", action="append", default=[], help="a string that ends the text")
+    command.add_argument(
+        "--full",
+        default="",
+        help="beyond the trained length: refuse (default), slide, config (default with "
+        "--config.model.positions), or an extension such as self_extend",
+    )
+    command.add_argument("--rows", type=int, default=8, help="texts at a time (8)")
+    command.add_argument("--cache", default="contiguous", help="contiguous (default) or paged")
+    command.add_argument("--cache-dtype", default="", help="float32, bfloat16 or int8")
+    for field in dataclasses.fields(Sampling):
+        default = field.default
+        kind = _numbers if isinstance(default, tuple) else int if default is None else type(default)
+        command.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=f"sampling ({default})",
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -29,10 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "config": TENSORS | {"data", "parallel"},
     "training": TENSORS | {"data", "parallel", "config"},
     "pretrained": RUNS,
-    "evaluation": RUNS | {"pretrained"},
-    "report": RUNS | {"pretrained", "evaluation"},
+    "decoding": RUNS | {"pretrained"},
+    "evaluation": RUNS | {"pretrained", "decoding"},
+    "report": RUNS | {"pretrained", "decoding", "evaluation"},
     "aot": BASE,
-    "reproduce": RUNS | {"pretrained", "evaluation", "report"},
+    "reproduce": RUNS | {"pretrained", "decoding", "evaluation", "report"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"errors", "cli"}

@@ -14,7 +14,7 @@ from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
-from lcm.pretrained import Model, load
+from lcm.pretrained import Model, changed, load
 from lcm.progress import progress
 from lcm.types import Array, Batch
 
@@ -110,20 +110,6 @@ def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> p
     result = evaluate_model(model, title=f"evaluate {pathlib.Path(folder).name}")
     name = f"step-{model.step}{variant(overrides)}.json"
     return save(result, pathlib.Path(folder) / "eval" / name)
-
-
-def changed(model: Model, overrides: Sequence[str]) -> Model:
-    """The model under overrides of its config, with what new encodings learn as it begins.
-
-    Raises:
-        ConfigError: for an unknown key, or a value that cannot be.
-    """
-    if not overrides:
-        return model
-    cfg = config.override(model.cfg, overrides)
-    config.check_keys(cfg)
-    adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
-    return model._replace(cfg=cfg, params=adopted)
 
 
 def variant(overrides: Sequence[str]) -> str:

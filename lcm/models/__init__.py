@@ -71,7 +71,7 @@ def apply(
     description = spec(cfg)
     if jnp.ndim(tokens_BL) != 2:
         raise ValueError(f"tokens have shape {jnp.shape(tokens_BL)}: give [B, L]")
-    used = 0 if state is None else state.used
+    used = 0 if state is None else state.used_B[:, None]
     if context is None:
         context = default_context(tokens_BL.shape, used)
     if context.positions_BL.shape != tokens_BL.shape:
@@ -90,7 +90,10 @@ def adopt(cfg: Any, params: decoder.Params, key: jax.Array) -> decoder.Params:
 
 
 def default_context(shape: tuple[int, int], start: int | Array = 0) -> Context:
-    """Rows of one document each, from position `start` on, their length not controlled."""
+    """Rows of one document each, from position `start` on, their length not controlled.
+
+    start: one number, or one for each row, `[B, 1]`.
+    """
     positions = jnp.broadcast_to(start + jnp.arange(shape[1], dtype=jnp.int32), shape)
     return Context(positions, jnp.ones_like(positions), jnp.full_like(positions, -1))
 
@@ -117,11 +120,21 @@ def probe(
     return _probe(description, params, tokens_BL, context, measure)
 
 
-def init_state(cfg: Any, batch: int, length: int) -> State:
-    """The empty state for `batch` rows of up to `length` tokens each."""
+def init_state(cfg: Any, batch: int, length: int, *, dtype: Any = None, chunk: int = 0) -> State:
+    """The empty state for `batch` rows of up to `length` tokens each.
+
+    Args:
+        cfg: the model.
+        batch: rows.
+        length: tokens of a row, all calls together.
+        dtype: of keys and values; that of the model by default. "int8" has a scale per token and
+            head.
+        chunk: the most tokens of one call, with which layers that see a window alone, or a window
+            and the first tokens, keep a ring of what can be seen; 0 keeps everything.
+    """
     description = spec(cfg)
     check_limit(description, length)
-    return decoder.init_state(description, batch, length)
+    return decoder.init_state(description, batch, length, dtype, chunk)
 
 
 def check_limit(description: ModelSpec, length: int) -> None:
@@ -195,9 +208,9 @@ def _check_length(description: ModelSpec, tokens_BL: Tokens, state: State | None
     length = tokens_BL.shape[1]
     if state is None:
         return check_limit(description, length)
-    caches = [layer for layer in state.layers if hasattr(layer, "k_BSGK")]
-    if caches and not isinstance(state.used, jax.core.Tracer):
-        slots, used = caches[0].k_BSGK.shape[2], int(state.used)
+    caches = [layer for layer in state.layers if hasattr(layer, "slots") and not layer.chunk]
+    if caches and not isinstance(state.used_B, jax.core.Tracer):
+        slots, used = caches[0].slots, int(state.used_B.max())
         if used + length > slots:
             raise ValueError(
                 f"{length} tokens do not fit the state: {used} of its {slots} places are used; "

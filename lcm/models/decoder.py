@@ -1,6 +1,7 @@
 """The decoder-only language model: `init` and `apply`, layers stacked and scanned."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,10 @@ MOST_UNROLLED = 16
 
 
 class State(NamedTuple):
-    """What a sequence leaves behind: `used` tokens so far, int32 `[]`, and one entry per kind of
-    layer, stacked over the layers of that kind."""
+    """What sequences leave behind: `used_B` tokens of each so far, int32, and one entry per kind of
+    layer, stacked over the layers of that kind, or a list of them."""
 
-    used: Array
+    used_B: Array
     layers: tuple[Any, ...]
 
 
@@ -83,7 +84,8 @@ def hidden(
     x_BLD = norm.apply(params["final_norm"], x_BLD)
     if state is None:
         return x_BLD, None
-    return x_BLD, State(state.used + tokens_BL.shape[1], states)
+    there_B = (context.segments_BL > 0).sum(1, dtype=jnp.int32)
+    return x_BLD, State(state.used_B + there_B, states)
 
 
 def embedded(
@@ -105,22 +107,46 @@ def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
     return spec.logit_cap * jnp.tanh(scores / spec.logit_cap) if spec.logit_cap else scores
 
 
-def init_state(spec: ModelSpec, batch: int, length: int) -> State:
-    """The empty state for `batch` rows of up to `length` tokens."""
+def init_state(
+    spec: ModelSpec, batch: int, length: int, dtype: Any = None, chunk: int = 0
+) -> State:
+    """The empty state for `batch` rows of up to `length` tokens, keys and values in a dtype."""
+    dtype = spec.dtype if dtype is None else dtype
 
     def stacked(kind: int, layer: nn.LayerSpec) -> Any:
-        one = nn.init_state(layer, batch, length, spec.dtype)
+        one = nn.init_state(layer, batch, length, dtype, chunk)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (spec.count(kind), *x.shape)), one)
 
     layers = tuple(stacked(i, layer) for i, layer in enumerate(spec.layers))
-    return State(jnp.zeros((), jnp.int32), layers)
+    return State(jnp.zeros(batch, jnp.int32), layers)
+
+
+def unstacked(stacked: Any) -> list[Any]:
+    """The layers of a kind, or their states, one by one instead of along a leading axis.
+
+    A loop over stacked layers copies each layer's weights and, at each step, all of its state; with
+    arrays of their own they are read, and a donated state is written, where they lie.
+    """
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(count)]
+
+
+def over_layers(change: Callable[..., Any], *layers: tuple[list, ...]) -> tuple[list, ...]:
+    """`change` of each layer's state, of states whose layers are lists."""
+    kinds = zip(*layers, strict=True)
+    return tuple([change(*each) for each in zip(*kind, strict=True)] for kind in kinds)
 
 
 def _layers(
     spec: ModelSpec, params: Params, x_BLD: Hidden, context: Context, states: tuple, shared: Params
 ) -> tuple[Hidden, tuple]:
-    """All layers: a scan over the full rounds of the pattern, then the rest one by one."""
+    """All layers: a scan over the full rounds of the pattern, then the rest one by one.
+
+    Layers that are lists (see `unstacked`) are written out, and so are their states.
+    """
     kinds = range(len(spec.layers))
+    if isinstance(params["0"], list):
+        return _written_out(spec, params, x_BLD, context, states, shared)
 
     def round_(x_BLD: Hidden, inputs: tuple, kinds: range = kinds) -> tuple[Hidden, tuple]:
         layers, states = inputs
@@ -140,6 +166,20 @@ def _layers(
         x_BLD, extra = round_(x_BLD, last, range(spec.rest))
         extra += tuple(None for _ in range(spec.rest, len(kinds)))
         after = tuple(_extended(full, one) for full, one in zip(after, extra, strict=True))
+    return x_BLD, after
+
+
+def _written_out(
+    spec: ModelSpec, params: Params, x_BLD: Hidden, context: Context, states: tuple, shared: Params
+) -> tuple[Hidden, tuple]:
+    after: tuple[list, ...] = tuple([] for _ in spec.layers)
+    for n in range(spec.depth):
+        kind, at = n % len(spec.layers), n // len(spec.layers)
+        own = shared.get(own_encoding(spec, kind), {})
+        state = None if states[kind] is None else states[kind][at]
+        run = block(spec.layers[kind]).apply
+        x_BLD, state = run(params[str(kind)][at], x_BLD, context, state, own)
+        after[kind].append(state)
     return x_BLD, after
 
 

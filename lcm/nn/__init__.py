@@ -1,8 +1,9 @@
 """Layers: NNX modules that describe parameters and call pure operations."""
 
-from lcm.nn.attention import Attention, KVCache
+from lcm.nn.attention import Attention, reach
 from lcm.nn.bias import BIASES
 from lcm.nn.block import MIXERS, Block, flops, init_state
+from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits
 from lcm.nn.mlp import MLPS
@@ -20,9 +21,11 @@ __all__ = [
     "Head",
     "KVCache",
     "LayerSpec",
+    "PagedKVCache",
     "RMSNorm",
     "dense",
     "flops",
     "init_state",
     "logits",
+    "reach",
 ]

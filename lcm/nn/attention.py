@@ -1,32 +1,21 @@
 """Attention as a mixer: projections, positions, one call of `attend`."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.bias import add_biases, biased
+from lcm.nn.cache import KVCache, PagedKVCache, contiguous
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
-from lcm.types import Array, Context, Hidden, Keys, Queries, Values
+from lcm.types import Context, Hidden, Keys, Queries, Values
 
-
-class KVCache(NamedTuple):
-    """Keys as the encoding lets them be cached, values, and where they stand.
-
-    k, v: `[B, S, G, K]`; positions, segments: int32 `[B, S]`, segment 0 where nothing is written
-    yet; used: int32 `[]`, the slots written so far.
-    """
-
-    k_BSGK: Array
-    v_BSGK: Array
-    positions_BS: Array
-    segments_BS: Array
-    used: Array
+Cache = KVCache | PagedKVCache
 
 
 class Attention(nnx.Module):
@@ -48,14 +37,14 @@ class Attention(nnx.Module):
             self.positions = nnx.data(jax.tree.map(nnx.Param, params))
 
     def __call__(
-        self, x_BLD: Hidden, context: Context, state: KVCache | None, shared: dict[str, Any]
-    ) -> tuple[Hidden, KVCache | None]:
+        self, x_BLD: Hidden, context: Context, state: Cache | None, shared: dict[str, Any]
+    ) -> tuple[Hidden, Cache | None]:
         spec, encoding = self.spec, self.spec.positions
         params = self._encoding_params(shared)
         q_BLHK, k_BLGK, v_BLGK = self._project(params, x_BLD, context)
         if state is not None:
-            state = _append(state, k_BLGK, v_BLGK, context)
-            k_BSGK, v_BSGK, k_context = state.k_BSGK, state.v_BSGK, _context(state)
+            state = state.append(k_BLGK, v_BLGK, context)
+            k_BSGK, v_BSGK, k_context = state.view()
         else:
             k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
         o_BLHK = encoding.attend(
@@ -101,11 +90,20 @@ class Attention(nnx.Module):
         return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
 
     @staticmethod
-    def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
-        """An empty cache for `length` tokens a row."""
-        kv = jnp.zeros((batch, length, spec.kv_heads, spec.head_size), dtype)
-        where = jnp.zeros((batch, length), jnp.int32)
-        return KVCache(kv, kv, where, where, jnp.zeros((), jnp.int32))
+    def init_state(
+        spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype, chunk: int = 0
+    ) -> KVCache:
+        """An empty cache for `length` tokens a row.
+
+        With `chunk`, the most tokens of one call, a layer that reaches back only so far keeps a
+        ring: its first tokens and those that the queries of a call can see.
+        """
+        sinks, window = reach(spec)
+        slots = sinks + window - 1 + chunk
+        sizes = spec.kv_heads, spec.head_size, dtype
+        if chunk and window and slots < length:
+            return contiguous(batch, slots, *sizes, sinks, chunk)
+        return contiguous(batch, length, *sizes)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
@@ -140,19 +138,8 @@ def _limited(part: attention.Part, spec: LayerSpec) -> attention.Part:
     return dataclasses.replace(part, mask=mask, score_mod=mod)
 
 
-def _append(cache: KVCache, k_BLGK: Keys, v_BLGK: Values, context: Context) -> KVCache:
-    def put(slots: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, 1)
-
-    return KVCache(
-        put(cache.k_BSGK, k_BLGK),
-        put(cache.v_BSGK, v_BLGK),
-        put(cache.positions_BS, context.positions_BL),
-        put(cache.segments_BS, context.segments_BL),
-        cache.used + k_BLGK.shape[1],
-    )
-
-
-def _context(cache: KVCache) -> Context:
-    where = cache.positions_BS
-    return Context(where, cache.segments_BS, jnp.full_like(where, -1))
+def reach(spec: LayerSpec) -> tuple[int, int]:
+    """The first and the latest keys that a layer can see: counts, the latter 0 for all of them."""
+    sinks, window = spec.positions.reach
+    windows = [size for size in (window, spec.window) if size]
+    return sinks, min(windows, default=0)

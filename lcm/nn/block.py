@@ -53,9 +53,9 @@ class Block(nnx.Module):
         return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)
 
 
-def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype) -> Any:
+def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype, chunk: int = 0) -> Any:
     """The empty state of one layer for a batch of rows of up to `length` tokens."""
-    return MIXERS[spec.mixer].init_state(spec, batch, length, dtype)
+    return MIXERS[spec.mixer].init_state(spec, batch, length, dtype, chunk)
 
 
 def flops(spec: LayerSpec, length: int) -> float:

@@ -77,6 +77,11 @@ class PositionEncoding:
         return self
 
     @property
+    def reach(self) -> tuple[int, int]:
+        """How many of the first and of the latest keys a query can see; all of them if 0, 0."""
+        return 0, 0
+
+    @property
     def trained(self) -> int:
         """The trained length L, of an encoding that has one.
 

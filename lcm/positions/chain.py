@@ -35,6 +35,11 @@ class Chain(PositionEncoding):
         return self.second.cache
 
     @property
+    def reach(self) -> tuple[int, int]:
+        (a, one), (b, two) = self.first.reach, self.second.reach
+        return max(a, b), min(one or two, two or one)
+
+    @property
     def attending(self) -> PositionEncoding:
         return self.second.attending
 

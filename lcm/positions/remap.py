@@ -249,6 +249,10 @@ class _Lambda(PositionEncoding):
     cap: int = 0
     original: int = 0
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        return self.sinks, self.window
+
     def resolved(self, dims: Dims) -> PositionEncoding:
         own = super().resolved(dims)
         window = own.window or own.original
@@ -340,6 +344,10 @@ class StreamingLLM(Remap):
         "none",
         "two products of queries and keys",
     )
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        return self.sinks, self.kept - self.sinks
 
     def resolved(self, dims: Dims) -> "StreamingLLM":
         own = super().resolved(dims)

@@ -226,6 +226,10 @@ class Chunked(PositionEncoding):
         "less than full attention",
     )
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        return 0, self.size
+
     def check(self, dims: Dims) -> None:
         if self.size < 1:
             raise ConfigError(f"model.positions.size={self.size} must be at least 1 token")

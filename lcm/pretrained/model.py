@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lcm import parallel, training
+from lcm import config, models, parallel, training
 from lcm.data import tokenizers
 from lcm.data.tokenizers import Tokenizer
 from lcm.pretrained import chat, names
@@ -58,6 +59,20 @@ def load(path: str | pathlib.Path, *, dtype: str = "float32", mesh: Mesh | None 
     if _is_hugging_face(path):
         return _from_folder(path, dtype, mesh)
     return _from_workdir(path, dtype, mesh)
+
+
+def changed(model: Model, overrides: Sequence[str]) -> Model:
+    """The model under overrides of its config, with what new encodings learn as it begins.
+
+    Raises:
+        ConfigError: for an unknown key, or a value that cannot be.
+    """
+    if not overrides:
+        return model
+    cfg = config.override(model.cfg, overrides)
+    config.check_keys(cfg)
+    adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
+    return model._replace(cfg=cfg, params=adopted)
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:

@@ -10,7 +10,8 @@ arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by
                 dq = ds k,  dk = ds^T q
 
 Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
-are skipped by their index.
+are skipped by their index. Where they are not, as with a cache, tiles that show nothing are found
+by their positions and segments, and skipped.
 """
 
 import dataclasses
@@ -156,7 +157,7 @@ def _forward(plan: Plan, inputs: Inputs, places: Places) -> tuple[Partial, Any]:
             return highest, total, out
 
         empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
-        top, total, out = over_keys(plan, i, span, empty)
+        top, total, out = over_keys(plan, i, where_seen(plan, places, i, span), empty)
         some = total > 0
         total = jnp.where(some, total, 1.0)
         lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
@@ -235,7 +236,7 @@ def gradients(
             return d_q, d_k, d_v, d_weights
 
         d_q = tuple(jnp.zeros(part.shape, jnp.float32) for part in q)
-        d_q, *carry = over_keys(plan, i, span, (d_q, *carry))
+        d_q, *carry = over_keys(plan, i, where_seen(plan, places, i, span), (d_q, *carry))
         return tuple(carry), tuple(d.astype(part.dtype) for d, part in zip(d_q, q, strict=True))
 
     transposed = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)  # noqa: E731
@@ -282,6 +283,19 @@ def seen_tile(
     q_pos, q_seg = (cut(x, at, plan.queries, 1)[:, None, None, :, None] for x in places[:2])
     k_pos, k_seg = (cut(x, start, width, 1)[:, None, None, None] for x in places[2:4])
     return q_pos, k_pos, (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
+
+
+def where_seen(plan: Plan, places: Places, i: int | Array, span: Callable) -> Callable:
+    """`span`, but the carry as it is where no part of block `i` sees a key of the span."""
+    if not plan.looped or plan.skip != (None, None):
+        return span
+
+    def seen_span(start: int | Array, width: int, carry: Any) -> Any:
+        tiles = [seen_tile(plan, places, n, i, start, width)[2] for n in range(len(plan.masks))]
+        some = functools.reduce(jnp.logical_or, [tile.any() for tile in tiles])
+        return jax.lax.cond(some, lambda c: span(start, width, c), lambda c: c, carry)
+
+    return seen_span
 
 
 def over_queries(
