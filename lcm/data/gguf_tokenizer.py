@@ -61,9 +61,15 @@ def build(header: gguf.Header) -> tuple[Any, dict[str, Any]]:
     if kind not in ("gpt2", "llama"):
         raise DataError(
             f"{header.path} has a tokenizer of kind {kind!r}, and 'gpt2' and 'llama' are known: "
-            "give the tokenizer.json of the model as data.tokenizer"
+            "put the model's tokenizer.json beside the file"
         )
     tokens = header.need("tokenizer.ggml.tokens")
+    for key in ("token_type", "scores"):
+        if len(header.metadata.get(f"tokenizer.ggml.{key}", tokens)) != len(tokens):
+            raise DataError(
+                f"{header.path} has {len(tokens)} tokens and not as many tokenizer.ggml.{key}: "
+                "convert the model to GGUF again"
+            )
     tokenizer = (_byte_level if kind == "gpt2" else _sentencepiece)(header, tokens)
     _add_tokens(tokenizer, header, tokens, spaced=kind == "llama")
     ids = _special(header, kind, len(tokens))
@@ -104,7 +110,7 @@ def _byte_level(header: gguf.Header, tokens: list[str]) -> Any:
     if name not in SPLITS:
         raise DataError(
             f"{header.path} splits text as {name!r} (tokenizer.ggml.pre), and known are "
-            f"{', '.join(sorted(SPLITS))}: give the tokenizer.json of the model as data.tokenizer"
+            f"{', '.join(sorted(SPLITS))}: put the model's tokenizer.json beside the file"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in header.need("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -204,6 +210,6 @@ def _begin(tokenizer: Any, token: str, number: int) -> None:
     """Has the tokenizer put <bos> before a text where it is asked for special tokens."""
     from tokenizers.processors import Sequence, TemplateProcessing
 
-    begun = TemplateProcessing(f"{token} $A", f"{token} $A {token} $B", [(token, number)])
+    begun = TemplateProcessing([token, "$A"], [token, "$A", token, "$B"], [(token, number)])
     before = tokenizer.post_processor
     tokenizer.post_processor = Sequence([before, begun]) if before else begun

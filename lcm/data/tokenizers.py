@@ -120,7 +120,9 @@ def load(spec: str) -> Tokenizer:
 
 
 def from_gguf(header: gguf.Header) -> "HuggingFace":
-    """The tokenizer of a GGUF file."""
+    """The tokenizer of a GGUF file; a `tokenizer.json` beside it is preferred."""
+    if (beside := header.path.with_name("tokenizer.json")).is_file():
+        return HuggingFace.read(beside)
     _package(f"the tokenizer of {header.path.name}")
     tokenizer, ids = gguf_tokenizer.build(header)
     return HuggingFace(tokenizer, **ids)
@@ -266,7 +268,9 @@ class HuggingFace:
         if token in self._added:
             return self._added[token].encode("utf-8")
         if "ByteLevel" in self._decoders:
-            return bytes(map(_byte_of_character().__getitem__, content))
+            table = _byte_of_character()
+            known = all(character in table for character in content)
+            return bytes(map(table.__getitem__, content)) if known else content.encode("utf-8")
         if "ByteFallback" in self._decoders and (byte := _BYTE.fullmatch(content)):
             return bytes([int(byte[1], 16)])
         if "BPEDecoder" in self._decoders:  # a mark at the end of words is a blank, but at the end

@@ -36,10 +36,8 @@ def find(name: str) -> Path:
     Raises:
         CheckpointError: for a name that is not known, or whose package is not installed.
     """
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise CheckpointError(
-            f"{name} does not exist: give a workdir, a model's folder, or a .gguf"
-        )
+    if name in ("", "..") or Path(name).name != name:
+        raise CheckpointError(f"{name} does not exist: give a workdir, a model's folder or a .gguf")
     folders = [Path(part).expanduser() for part in os.environ.get(FOLDERS, "").split(os.pathsep)]
     for folder in [folder for folder in folders if folder != Path()]:
         for path in (folder / f"{name}.gguf", folder / name):
@@ -47,8 +45,9 @@ def find(name: str) -> Path:
                 return path
     if name not in PACKAGES:
         raise CheckpointError(
-            f"no model is called {name}: known are {', '.join(PACKAGES)}, NAME.gguf and NAME/ in "
-            f"the folders of the environment variable {FOLDERS}, or give a path"
+            f"{name!r} is no path, and no model is called so: give a workdir of lcm train, a "
+            f"model's folder, a .gguf, {' or '.join(PACKAGES)}, or NAME of NAME.gguf or NAME/ in a "
+            f"folder of the environment variable {FOLDERS}"
         )
     return _packaged(name, PACKAGES[name])
 

@@ -87,7 +87,7 @@ def test_other_precision_and_what_is_refused(converted, tmp_path, capsys):
 
     refused("exists and is not empty", path, folder)
     refused("dtype='int4' is unknown", path, tmp_path / "x", "--dtype", "int4")
-    refused("no model is called nothing", "nothing", tmp_path / "x")
+    refused("'nothing' is no path, and no model", "nothing", tmp_path / "x")
     refused("takes no --config.KEY=VALUE", path, tmp_path / "x", "--config.name=a")
 
 

@@ -136,7 +136,7 @@ def test_byte_level(pair):
     made, loaded, name = pair
     for text in TEXTS:
         assert loaded.encode(text).tolist() == made.encode(text).ids, text
-        if name != "qwen2":
+        if name != "qwen2":  # which composes characters
             assert loaded.decode(loaded.encode(text)) == text
     assert loaded.vocab_size == made.get_vocab_size()
     assert (loaded.bos, loaded.eos, loaded.stops) == (1, 2, (2, 3, 0))
@@ -280,6 +280,33 @@ def test_what_is_no_tokenizer(tmp_path):
         writer.kv_data[0]["tokenizer.ggml.merges"].value = ["zz qq"]
 
     refused(no_merges, "merges that do not fit")
+
+    def few_types(writer):
+        bpe(made, "gpt-2")(writer)
+        writer.kv_data[0]["tokenizer.ggml.token_type"].value = [1, 1]
+
+    refused(few_types, "601 tokens and not as many tokenizer.ggml.token_type")
+
+
+def test_a_tokenizer_json_beside_the_file_counts(tmp_path):
+    """The way out where a file's own tokenizer is of no known kind."""
+    made = train("gpt-2")
+    path = write(tmp_path / "x.gguf", bpe(made, "secret"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.load(str(path)).encode("the 12").tolist() == made.encode("the 12").ids
+
+
+def test_tokens_outside_of_the_byte_alphabet(tmp_path):
+    """Decoded as they are written, as the byte-level decoder does."""
+
+    def change(writer):
+        bpe(train("gpt-2"), "gpt-2")(writer)
+        for key, more in {"tokens": "<｜日｜>", "token_type": 1}.items():
+            writer.kv_data[0][f"tokenizer.ggml.{key}"].value.append(more)
+
+    loaded = tokenizers.load(str(write(tmp_path / "x.gguf", change)))
+    assert loaded.token_bytes(601).decode() == loaded.decode([601]) == "<｜日｜>"
+    assert loaded.token_bytes(9999) == b""  # no token
 
 
 # --- the real file ---------------------------------------------------------------------------
