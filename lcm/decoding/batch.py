@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
-from lcm.decoding.texts import requests_of, settings_of
 from lcm.decoding.requests import Request
+from lcm.decoding.texts import requests_of, settings_of
 from lcm.errors import UserError
 from lcm.progress import Report
 

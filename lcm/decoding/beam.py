@@ -10,11 +10,11 @@ import numpy as np
 from lcm.decoding import programs
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine, Reader
-from lcm.decoding.texts import Generation, Prompt, listed, requests_of, settings_of
 from lcm.decoding.history import History, begin, observe, take
 from lcm.decoding.processors import Chain, chain, process
 from lcm.decoding.requests import Request
 from lcm.decoding.settings import Sampling, plan
+from lcm.decoding.texts import Generation, Prompt, listed, requests_of, settings_of
 from lcm.errors import UserError
 from lcm.models import ModelSpec, State
 from lcm.types import Array

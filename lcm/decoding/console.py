@@ -10,10 +10,10 @@ import lcm.decoding.batch as batches
 from lcm.decoding.beam import beam_search
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
-from lcm.decoding.texts import Prompt, requests_of, run, settings_of
-from lcm.decoding.texts import generate as generate_texts
 from lcm.decoding.session import Session
 from lcm.decoding.settings import Sampling
+from lcm.decoding.texts import Prompt, requests_of, run, settings_of
+from lcm.decoding.texts import generate as generate_texts
 from lcm.errors import UserError
 from lcm.pretrained import Model, changed, load
 from lcm.progress import progress

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from lcm.models import decoder
-from lcm.nn.dense import Int8, Int8Table, quantised
+from lcm.nn.dense import Int8, quantised
 from lcm.types import Array
 
 WEIGHTS = ("", "float32", "bfloat16", "int8")
-TABLES = ("embedding",)
+TABLES = ("embedding",)  # parameters whose rows, not columns, are multiplied
 
 
 def laid_out(params: decoder.Params, weights: str = "") -> decoder.Params:
@@ -24,26 +24,20 @@ def laid_out(params: decoder.Params, weights: str = "") -> decoder.Params:
     layers = {kind: decoder.unstacked(own) for kind, own in params["layers"].items()}
     layers = jax.tree.map(lambda x: _matrix(x, weights), layers)
     ends = {
-        name: jax.tree.map(lambda x, name=name: _end(x, name in TABLES, weights), own)
+        name: jax.tree.map(lambda x, name=name: _matrix(x, weights, int(name in TABLES)), own)
         for name, own in params.items()
         if name not in ("layers", "positions")
     }
     return {**params, **ends, "layers": layers}
 
 
-def _end(x: Array, table: bool, weights: str) -> Any:
-    if table and weights == "int8" and x.ndim == 2:
-        q_VD, scale_V1 = _quantised(x, 1)
-        return Int8Table(q_VD, scale_V1[:, 0])
-    return _matrix(x, weights)
-
-
-def _matrix(x: Array, weights: str) -> Any:
+def _matrix(x: Array, weights: str, axis: int = 0) -> Any:
+    """A leaf in a dtype if it is a matrix, which multiplies over an axis."""
     if not weights or x.ndim != 2:
         return x
     if weights == "int8":
-        q_DF, scale_1F = _quantised(x, 0)
-        return Int8(q_DF, scale_1F[0])
+        q, scale = _quantised(x, axis)
+        return Int8(q, scale.reshape(-1))
     return x.astype(jnp.dtype(weights))
 
 

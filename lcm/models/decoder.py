@@ -101,7 +101,7 @@ def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
     """float32 logits of the normalised output of the last layer, soft-capped if the model is."""
     _, _, head = _ends(spec)
     if head is None:
-        scores = nn.logits(x_BLD, params["embedding"]["table"].T)
+        scores = nn.tied_logits(x_BLD, params["embedding"]["table"])
     else:
         scores = head.apply(params["head"], x_BLD)
     return spec.logit_cap * jnp.tanh(scores / spec.logit_cap) if spec.logit_cap else scores

@@ -5,7 +5,7 @@ from lcm.nn.bias import BIASES
 from lcm.nn.block import MIXERS, Block, flops, init_state
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
-from lcm.nn.embedding import Embedding, Head, logits
+from lcm.nn.embedding import Embedding, Head, logits, tied_logits
 from lcm.nn.mlp import MLPS
 from lcm.nn.norm import NORMS, RMSNorm
 from lcm.nn.spec import LayerSpec
@@ -28,4 +28,5 @@ __all__ = [
     "init_state",
     "logits",
     "reach",
+    "tied_logits",
 ]

@@ -69,8 +69,11 @@ class KVCache:
                 x_BLGK, scale = quantised(x_BLGK)
             new.update({f"{name}_BGSK": x_BLGK, f"{name}_scale_BGS": scale})
         real_BL = context.segments_BL > 0
-        rows_B1 = jnp.arange(len(self.used_B))[:, None]
-        written = self._written(rows_B1, self._slots(real_BL), new)
+        rows_B1, slot_BL = jnp.arange(len(self.used_B))[:, None], self._slots(real_BL)
+        if slot_BL.size == 1:  # one more that is dropped: XLA copies the cache to write one place
+            new = {name: _with_padding(x) for name, x in new.items()}
+            slot_BL = jnp.pad(slot_BL, ((0, 0), (0, 1)), constant_values=self.slots)
+        written = self._written(rows_B1, slot_BL, new)
         used_B = self.used_B + real_BL.sum(1, dtype=jnp.int32)
         return dataclasses.replace(self, **written, used_B=used_B)
 
@@ -149,6 +152,13 @@ class KVCache:
         cleared = dataclasses.replace(self, segments_BS=self.segments_BS.at[row].set(0))
         written = cleared._written(row, to_S, new)
         return dataclasses.replace(self, **written, used_B=self.used_B.at[row].set(count))
+
+
+def _with_padding(x_BLX: Array | None) -> Array | None:
+    """One more token of zeros."""
+    if x_BLX is None:
+        return None
+    return jnp.pad(x_BLX, [(0, int(axis == 1)) for axis in range(x_BLX.ndim)])
 
 
 def _axis(x: Array) -> int:

@@ -24,72 +24,69 @@ def dense(x: Array, w_DF: Any) -> Array:
 
 def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype) -> Array:
     """`x @ w` in `dtype`, multiplied in the narrower of the two dtypes."""
-    if isinstance(w_DF, Int8):
-        return w_DF.product(x_ND).astype(dtype)
-    if w_DF.dtype.itemsize >= x_ND.dtype.itemsize:
-        w_DF = w_DF.astype(x_ND.dtype)
+    return _product(x_ND, w_DF, dtype, 0)
+
+
+def product_with_rows(x_ND: Array, w_FD: Any, dtype: jnp.dtype) -> Array:
+    """`x @ w.T`, as `product`: of narrow types XLA has no product of a transposed array on a CPU."""
+    return _product(x_ND, w_FD, dtype, 1)
+
+
+def _product(x_ND: Array, w: Any, dtype: jnp.dtype, axis: int) -> Array:
+    if isinstance(w, Int8):
+        return w.product(x_ND, axis).astype(dtype)
+    if w.dtype.itemsize >= x_ND.dtype.itemsize:
+        w = w.astype(x_ND.dtype)
     else:
-        x_ND = x_ND.astype(w_DF.dtype)
-    return _matmul(x_ND, w_DF, dtype)
+        x_ND = x_ND.astype(w.dtype)
+    return _matmul(x_ND, w, dtype, axis)
 
 
-def _matmul(x_ND: Array, w_DF: Array, dtype: jnp.dtype) -> Array:
+def _matmul(x_ND: Array, w: Array, dtype: jnp.dtype, axis: int) -> Array:
+    """The product over an axis of the matrix."""
     count = x_ND.shape[0]
-    # XLA has no product of a matrix and one vector for narrow types on a CPU: it widens the matrix.
-    if count == 1 and w_DF.dtype.itemsize < 4 and platform() == "cpu":
+    # Nor has it one of a matrix and one vector: it widens the matrix.
+    if count == 1 and w.dtype.itemsize < 4 and platform() == "cpu":
         x_ND = jax.lax.optimization_barrier(jnp.pad(x_ND, ((0, 1), (0, 0))))
-    return jnp.matmul(x_ND, w_DF, preferred_element_type=dtype)[:count]
+    over = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(x_ND, w, over, preferred_element_type=dtype)[:count]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """A matrix of int8 numbers, `q[d, f] scale[f]`, to within half a scale; for inference.
+    """A matrix or a table of int8 numbers with a scale for each output; for inference.
 
     It multiplies rows of int8 numbers too, and sums in int32: each row of activations, with a scale
     of its own (the vector-wise scales of LLM.int8, arXiv:2208.07339), becomes two, one of its
     leading digits and one of what they leave, since activations have outliers that a single digit
     cannot hold beside the rest.
+
+    q: int8 `[D, F]`, or `[F, D]` of a table, whose rows may be looked up.
+    scale_F: float32; numbers are within half a scale of what they were.
     """
 
-    q_DF: Array
+    q: Array
     scale_F: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.q_DF.shape
+        return self.q.shape
 
-    def __getitem__(self, _: Any) -> "Int8":
-        """Itself, as a parameter is asked for its array."""
-        return self
+    def __getitem__(self, index: Any) -> Any:
+        """Rows of a table in float32; itself, where a parameter is asked for its array."""
+        if index is Ellipsis:
+            return self
+        return self.q[index].astype(jnp.float32) * self.scale_F[index][..., None]
 
-    def product(self, x_ND: Array) -> Array:
-        """`x @ w`, float32."""
+    def product(self, x_ND: Array, axis: int) -> Array:
+        """The product over an axis, float32."""
         high_ND, scale_N1 = quantised(x_ND, 1)
         rest_ND = x_ND.astype(jnp.float32) / jnp.where(scale_N1 > 0, scale_N1, 1.0) - high_ND
         low_ND = jnp.round(rest_ND * (2 * INT8)).astype(jnp.int8)  # the rest is within a half
-        both = _matmul(jnp.concatenate([high_ND, low_ND]), self.q_DF, jnp.int32)
+        both = _matmul(jnp.concatenate([high_ND, low_ND]), self.q, jnp.int32, axis)
         high_NF, low_NF = jnp.split(both.astype(jnp.float32), 2)
         return (high_NF + low_NF / (2 * INT8)) * scale_N1 * self.scale_F
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Int8Table:
-    """A table of vectors in int8, `q[v, d] scale[v]`; transposed it is a matrix."""
-
-    q_VD: Array
-    scale_V: Array
-
-    def __getitem__(self, index: Any) -> Any:
-        """Rows in float32, or itself as a parameter is asked for its array."""
-        if index is Ellipsis:
-            return self
-        return self.q_VD[index].astype(jnp.float32) * self.scale_V[index][..., None]
-
-    @property
-    def T(self) -> Int8:  # noqa: N802, as of an array
-        return Int8(self.q_VD.T, self.scale_V)
 
 
 def quantised(x: Array, axis: int) -> tuple[Array, Array]:

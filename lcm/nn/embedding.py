@@ -1,11 +1,13 @@
 """Token embedding and output head."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lcm.nn.dense import matrix, product
-from lcm.types import Array, Hidden, Logits, Tokens
+from lcm.nn.dense import matrix, product, product_with_rows
+from lcm.types import Hidden, Logits, Tokens
 
 
 class Embedding(nnx.Module):
@@ -45,7 +47,13 @@ class Head(nnx.Module):
         return logits(x_BLD, self.kernel[...])
 
 
-def logits(x_BLD: Hidden, kernel_DV: Array) -> Logits:
+def logits(x_BLD: Hidden, kernel_DV: Any) -> Logits:
     """Scores of the vocabulary, accumulated and returned in float32."""
     scores = product(x_BLD.reshape(-1, x_BLD.shape[-1]), kernel_DV, jnp.float32)
+    return scores.reshape(*x_BLD.shape[:-1], -1)
+
+
+def tied_logits(x_BLD: Hidden, table_VD: Any) -> Logits:
+    """The same where the table of token vectors is the output matrix."""
+    scores = product_with_rows(x_BLD.reshape(-1, x_BLD.shape[-1]), table_VD, jnp.float32)
     return scores.reshape(*x_BLD.shape[:-1], -1)
