@@ -28,7 +28,7 @@ def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype) -> Array:
 
 
 def product_with_rows(x_ND: Array, w_FD: Any, dtype: jnp.dtype) -> Array:
-    """`x @ w.T`, as `product`: of narrow types XLA has no product of a transposed array on a CPU."""
+    """`x @ w.T`, as `product`; of narrow types XLA has no product of a transposed array here."""
     return _product(x_ND, w_FD, dtype, 1)
 
 
