@@ -74,12 +74,18 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
                 cfg.model[key] = ConfigDict(value)
         else:
             cfg.model[key] = type(cfg.model[key])(value)
-    lengths = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
-    found = [plain[key] for key in lengths if plain.get(key)]
-    if found:
-        cfg.data.length = found[0]
+    cfg.data.length = _trained_length(plain)
     cfg.name = hf.get("_name_or_path") or hf["model_type"]
     return cfg
+
+
+def _trained_length(hf: dict[str, Any]) -> int:
+    """The context a model was trained to read, by the names that families have for it."""
+    names = ("max_position_embeddings", "max_seq_len", "seq_length")
+    found = [hf[name] for name in names if hf.get(name)]
+    if not found:
+        raise ConfigError(f"the config has none of {', '.join(names)}: add the trained context")
+    return found[0]
 
 
 def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +154,8 @@ def _placed(
         rows = out if leaf.stacked else out[None]
         within = tuple(index[1:] if leaf.stacked else index)
         for row, at in enumerate(bounds[0] if leaf.stacked else range(1)):
-            tensor = source.read(names[leaf.names[at]])
+            # Converted as it lies: through a transpose that takes half as long again.
+            tensor = source.read(names[leaf.names[at]]).astype(dtype, copy=False)
             rows[row] = leaf.weight.form.split(tensor, leaf.sizes, leaf.heads)[leaf.part][within]
         return out
 

@@ -113,7 +113,7 @@ def test_every_default_is_that_of_transformers(kind):
     rope = theirs.get("rope_parameters") or {}
     theirs.setdefault("rope_theta", rope.get("full_attention", rope).get("rope_theta"))
     theirs["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
-    skipped = {"sliding_window_pattern", "attn_config"}  # of older configs, and nested
+    skipped = {"sliding_window_pattern", "seq_length"}  # of older configs, and of none
     if kind not in ("mistral", "gemma2", "gemma3", "gemma3_text"):
         skipped.add("sliding_window")  # read by none but these where nothing asks for it
     for key, value in REGISTRY[kind].defaults.items():
@@ -186,6 +186,12 @@ CONFIGS = {
     "clip": ("mpt", {"attn_config": {"alibi": True, "clip_qkv": 6}}, "clip_qkv=6"),
     "learned": ("mpt", {"attn_config": {"alibi": False}}, "alibi=False"),
     "heads": ("llama", {"num_attention_heads": 3}, "model.kv_heads=2 does not divide"),
+    "kind of layer": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 7, "layer_types": ["linear_attention"] * 2},
+        "names linear_attention",
+    ),
+    "length": ("llama", {"max_position_embeddings": None}, "none of max_position_embeddings"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 
