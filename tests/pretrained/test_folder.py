@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lcm import models, pretrained
+from lcm import evaluation, models, pretrained
 from lcm.errors import CheckpointError, ConfigError, UserError
+from lcm.evaluation import EvaluationError
 from lcm.pretrained import REGISTRY, Folder, assemble
 
 from . import cases
@@ -228,6 +229,14 @@ def test_shards_that_are_missing_are_named(folder):
         pretrained.load(path)
 
 
+def test_an_index_without_a_map_is_named(folder):
+    path = folder("llama", shards=2)
+    for index in ("{}", '{"weight_map": []}', "[]", "{"):
+        (path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+            pretrained.load(path)
+
+
 def test_pickles_are_refused_with_a_way_out(folder):
     path = folder("llama")
     (path / "model.safetensors").unlink()
@@ -238,6 +247,11 @@ def test_pickles_are_refused_with_a_way_out(folder):
         with pytest.raises(CheckpointError, match=rf"{name}, a pickle.*safe_serialization=True"):
             pretrained.load(path)
         (path / name).unlink()
+
+
+def test_a_model_without_a_tokenizer_reads_no_documents(loaded):
+    with pytest.raises(EvaluationError, match=r"without a tokenizer.*give it one"):
+        evaluation.evaluate_model(loaded("llama"))
 
 
 def test_what_is_no_model_at_all(tmp_path):
