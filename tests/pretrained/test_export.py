@@ -117,6 +117,7 @@ def test_template_and_ends_of_a_model_go_along(tmp_path):
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 256
 
 
+@pytest.mark.slow
 def test_from_a_run_to_transformers_and_back(tmp_path):
     cfg = config.shrink(config.base())
     cfg = config.override(cfg, ["train.steps=2", "train.warmup=1", "model.norm_eps=1e-5"])
