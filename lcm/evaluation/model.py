@@ -39,13 +39,18 @@ def _losses(spec: ModelSpec, params: Any, batch: Batch) -> Array:
     return cross_entropy(logits, batch.targets_BL)[0]
 
 
-def heldout(cfg: Any, tokenizer: Tokenizer) -> list[Document]:
+def heldout(cfg: Any, tokenizer: Tokenizer | None) -> list[Document]:
     """The held-out documents of a config as tokens.
 
     Raises:
         DataError: if there are none.
-        EvaluationError: if they have prompts, whose loss would count here.
+        EvaluationError: without a tokenizer, or if they have prompts, whose loss would count here.
     """
+    if tokenizer is None:
+        raise EvaluationError(
+            "the model came without a tokenizer, which documents need: give it one, as in "
+            "model._replace(tokenizer=lcm.data.tokenizers.load(path))"
+        )
     if tasks.is_task(cfg.data.source):
         raise EvaluationError(
             f"data.source={cfg.data.source} has prompts and answers, not documents to read: "

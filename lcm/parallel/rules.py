@@ -18,6 +18,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mixer/(q|k|v)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
+    (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon
     (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
 )
 

@@ -1,12 +1,13 @@
 """From a source to a config and parameters, each built in its place."""
 
+import math
 import re
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from lcm import config, models, parallel
@@ -18,6 +19,7 @@ from lcm.pretrained.source import Source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ALIGNED = 64  # bytes; a CPU takes buffers that begin at a multiple as they are, without a copy
+Span = tuple[tuple[int, int], ...]
 
 
 def assemble(
@@ -74,12 +76,18 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
                 cfg.model[key] = ConfigDict(value)
         else:
             cfg.model[key] = type(cfg.model[key])(value)
-    lengths = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
-    found = [plain[key] for key in lengths if plain.get(key)]
-    if found:
-        cfg.data.length = found[0]
+    cfg.data.length = _trained_length(plain)
     cfg.name = hf.get("_name_or_path") or hf["model_type"]
     return cfg
+
+
+def _trained_length(hf: dict[str, Any]) -> int:
+    """The context a model was trained to read, by the names that families have for it."""
+    names = ("max_position_embeddings", "max_seq_len", "seq_length")
+    found = [hf[name] for name in names if hf.get(name)]
+    if not found:
+        raise ConfigError(f"the config has none of {', '.join(names)}: add the trained context")
+    return found[0]
 
 
 def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _places(shapes: dict[str, tuple[int, ...]], mesh: Mesh | None) -> dict[str, Any]:
+def _places(shapes: dict[str, tuple[int, ...]], mesh: Mesh | None) -> dict[str, Sharding]:
     """A sharding by path: by the rules of lcm.parallel, or one device for all."""
     if mesh is None:
         return dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
@@ -138,26 +146,36 @@ def _head(family: Family) -> str:
 
 
 def _placed(
-    source: Source, names: dict[str, str], leaf: Leaf, place: Any, dtype: np.dtype
+    source: Source, names: dict[str, str], leaf: Leaf, place: Sharding, dtype: np.dtype
 ) -> jax.Array:
-    """A parameter on its devices, each shard filled by what the tensors have for it."""
+    """A parameter on its devices: each tensor is read once, into every shard that has a part."""
+    indices = place.addressable_devices_indices_map(leaf.shape).values()
+    shards = {span: _aligned(span, dtype) for span in {_span(index, leaf) for index in indices}}
+    for layer, name in enumerate(leaf.names):
+        into = [(span, out) for span, out in shards.items() if layer in range(*span[0])]
+        if not into:  # those of another host
+            continue
+        # Converted as it lies: through a transpose that takes half as long again.
+        tensor = source.read(names[name]).astype(dtype, copy=False)
+        own = leaf.weight.form.split(tensor, leaf.sizes, leaf.heads)[leaf.part]
+        for ((first, _), *within), out in into:
+            out[layer - first] = own[tuple(slice(*span) for span in within)]
+    shape = lambda out: out if leaf.stacked else out[0]  # noqa: E731
+    return jax.make_array_from_callback(
+        leaf.shape, place, lambda index: shape(shards[_span(index, leaf)])
+    )
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        bounds = [range(*s.indices(n)) for s, n in zip(index, leaf.shape, strict=True)]
-        out = _aligned(tuple(map(len, bounds)), dtype)
-        rows = out if leaf.stacked else out[None]
-        within = tuple(index[1:] if leaf.stacked else index)
-        for row, at in enumerate(bounds[0] if leaf.stacked else range(1)):
-            tensor = source.read(names[leaf.names[at]])
-            rows[row] = leaf.weight.form.split(tensor, leaf.sizes, leaf.heads)[leaf.part][within]
-        return out
 
-    return jax.make_array_from_callback(leaf.shape, place, shard)
+def _span(index: tuple[slice, ...], leaf: Leaf) -> Span:
+    """Start and end of a shard along each axis, that of the layers first; one if there is none."""
+    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+    return bounds if leaf.stacked else ((0, 1), *bounds)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that the CPU's device takes over without a copy."""
-    size = int(np.prod(shape)) * dtype.itemsize
+def _aligned(span: Span, dtype: np.dtype) -> np.ndarray:
+    """Room for a shard, which the CPU's device takes over without a copy."""
+    shape = tuple(stop - start for start, stop in span)
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNED, np.uint8)
     start = -raw.ctypes.data % ALIGNED
     return raw[start : start + size].view(dtype).reshape(shape)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -63,23 +64,26 @@ def family_for(cfg: Any) -> tuple[Family, Config]:
     Raises:
         ConfigError: naming what the nearest family has otherwise.
     """
-    spec, refusals = models.spec(cfg), []
+    spec, tried = models.spec(cfg), []
     for family in FAMILIES:
-        try:
-            hf = family.write(spec, cfg.data.length)
-            found = differences(spec, models.spec(read_config(family, hf)))
-        except ConfigError as error:
-            found = [str(error)]
-            refusals.append((len(ModelSpec.__dataclass_fields__), family, found))
-            continue
-        if not found:
+        hf, missing = _written(family, spec, cfg.data.length)
+        if not missing:
             return family, {**hf, "architectures": [family.types[hf["model_type"]]]}
-        refusals.append((len(found), family, found))
-    _, family, found = min(refusals, key=lambda refusal: refusal[0])
+        tried.append((not hf, len(missing), next(iter(family.types)), missing))
+    *_, name, missing = min(tried, key=lambda each: each[:2])
     raise ConfigError(
-        f"no family of models has all that this one has; of {next(iter(family.types))}, the "
-        f"nearest: {'; '.join(found)}: change that, or keep the workdir, which holds any model"
+        f"no family of models has all that this one has; of {name}, the nearest: "
+        f"{'; '.join(missing)}: change that, or keep the workdir, which holds any model"
     )
+
+
+def _written(family: Family, spec: ModelSpec, length: int) -> tuple[Config, list[str]]:
+    """The config of a model as one of a family, and what of the model that does not say."""
+    try:
+        hf = family.write(spec, length)
+        return hf, differences(spec, models.spec(read_config(family, hf)))
+    except ConfigError as error:
+        return {}, [str(error)]
 
 
 # What a model is run with, not what it is.
@@ -166,31 +170,27 @@ def _write_weights(folder: pathlib.Path, leaves: dict[str, Leaf], params: Any, d
     from safetensors.numpy import save_file
 
     flat = {parallel.path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    shapes, parts = tensor_shapes(leaves), dict(_by_name(leaves))
-    shards = _shards(shapes, DTYPES[dtype].itemsize)
-    names = [WEIGHTS] if len(shards) == 1 else [_shard(i, len(shards)) for i in range(len(shards))]
-    for file, inside in zip(names, shards, strict=True):
-        tensors = {name: _tensor(flat, leaves, *parts[name], dtype) for name in inside}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+    parts = {name: (paths, layer) for name, paths, layer in tensors(leaves)}
+    sizes = {n: math.prod(s) * DTYPES[dtype].itemsize for n, s in tensor_shapes(leaves).items()}
+    shards = _shards(sizes)
+    files = [WEIGHTS] if len(shards) == 1 else [_shard(i, len(shards)) for i in range(len(shards))]
+    for file, names in zip(files, shards, strict=True):
+        inside = {name: _tensor(flat, leaves, *parts[name], dtype) for name in names}
+        save_file(inside, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        total = sum(int(np.prod(shape)) for shape in shapes.values()) * DTYPES[dtype].itemsize
-        home = {name: file for file, inside in zip(names, shards, strict=True) for name in inside}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": home})
-
-
-def _by_name(leaves: dict[str, Leaf]) -> Iterator[tuple[str, tuple[tuple[str, ...], int]]]:
-    return ((name, (paths, place)) for name, paths, place in tensors(leaves))
+        home = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        total = {"total_size": sum(sizes.values())}
+        _write_json(folder / INDEX, {"metadata": total, "weight_map": home})
 
 
 def _shard(number: int, of: int) -> str:
     return f"model-{number + 1:05}-of-{of:05}.safetensors"
 
 
-def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
     """Names of tensors by shard, each filled as far as it goes."""
     shards, used = [[]], 0
-    for name, shape in shapes.items():
-        size = int(np.prod(shape)) * itemsize
+    for name, size in sizes.items():
         if shards[-1] and used + size > SHARD_BYTES:
             shards.append([])
             used = 0
@@ -200,10 +200,10 @@ def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int) -> list[list[str]
 
 
 def _tensor(
-    flat: dict[str, Any], leaves: dict[str, Leaf], paths: tuple[str, ...], place: int, dtype: str
+    flat: dict[str, Any], leaves: dict[str, Leaf], paths: tuple[str, ...], layer: int, dtype: str
 ) -> np.ndarray:
     """A tensor of theirs from the parameters it joins."""
-    ours = [np.asarray(flat[at][place] if leaves[at].stacked else flat[at]) for at in paths]
+    ours = [np.asarray(flat[at][layer] if leaves[at].stacked else flat[at]) for at in paths]
     leaf = leaves[paths[0]]
     joined = leaf.weight.form.join(ours, leaf.heads)
     return np.ascontiguousarray(joined.astype(DTYPES[dtype]))

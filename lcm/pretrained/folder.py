@@ -71,13 +71,12 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of weights, by the index where there is one."""
     if (folder / INDEX).is_file():
-        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        shards = _shards(folder / INDEX)
         missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
+        if missing:
             raise CheckpointError(
-                f"{folder / INDEX} names {len(shards)} shards, of which "
-                f"{', '.join(missing) or 'none'} {'is' if len(missing) == 1 else 'are'} missing: "
-                "fetch them again"
+                f"{folder / INDEX} names {len(shards)} shards, of which {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing: fetch them again"
             )
         return [folder / shard for shard in shards]
     if (folder / WEIGHTS).is_file():
@@ -91,6 +90,13 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
             "safe_serialization=True)"
         )
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}: fetch the weights too")
+
+
+def _shards(index: pathlib.Path) -> list[str]:
+    home = read_json(index).get("weight_map")
+    if not isinstance(home, dict) or not home:
+        raise CheckpointError(f"{index} has no weight_map from tensors to files: fetch it again")
+    return sorted(set(home.values()))
 
 
 @contextlib.contextmanager

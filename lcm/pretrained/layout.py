@@ -12,6 +12,9 @@ from lcm.models import ModelSpec, decoder
 from lcm.parallel import path
 from lcm.pretrained.families.base import Family, Weight
 
+# Weights and the part of each, by paths of ours and whether they are of a layer.
+Homes = dict[tuple[str, bool], tuple[Weight, int]]
+
 
 class Leaf(NamedTuple):
     """A parameter of ours and the tensors it is made of.
@@ -20,6 +23,7 @@ class Leaf(NamedTuple):
     stacked: whether there is such an axis.
     part: which of the weight's paths it is.
     sizes: the last axes of all of them.
+    heads: of the queries of its layer.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +50,7 @@ def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
     return {name: _leaf(name, shapes, homes, spec) for name in shapes}
 
 
-def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Any, spec: ModelSpec) -> Leaf:
+def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: ModelSpec) -> Leaf:
     prefix, kind, below = _divided(name)
     if (below, bool(prefix)) not in homes:
         raise ConfigError(
@@ -82,7 +86,7 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(leaves: dict[str, Leaf]) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """Every tensor: its name, the paths of ours in it, and its place along their leading axes."""
+    """Every tensor: its name, the paths of ours in it, and its place among the stacked layers."""
     for at, leaf in leaves.items():
         if leaf.part == 0:
             prefix = at.removesuffix(leaf.weight.paths[0])

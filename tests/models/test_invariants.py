@@ -25,6 +25,17 @@ VARIANTS = {
         "model.score_cap=20",
         "model.logit_cap=30",
     ],
+    "parts of pretrained models": [
+        "model.norm=layer",
+        "model.biases=all",
+        "model.mlp=geglu",
+        "model.qk_norm=True",
+        "model.post_norm=True",
+        "model.parallel=True",
+        "model.score_scale=0.4",
+        "model.embed_scale=5",
+        "model.embed_norm=True",
+    ],
     "pattern with a rest": [
         "model.depth=5",
         "model.pattern=attention,local,bare",
@@ -66,7 +77,8 @@ def test_causal_through_gradients(model):
     table = jnp.eye(LENGTH, cfg.model.vocab)  # token i is row i of the table, so rows are places
 
     def logits(embedding):
-        changed = {**params, "embedding": {"table": params["embedding"]["table"] + embedding}}
+        own = params["embedding"]
+        changed = {**params, "embedding": {**own, "table": own["table"] + embedding}}
         out, _ = models.decoder.apply(spec, changed, jnp.arange(LENGTH)[None], at, None)
         return out[0, :, -1]  # a column of the output that no input token uses
 

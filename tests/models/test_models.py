@@ -73,6 +73,51 @@ def test_parameters_by_hand(tiny):
     assert models.parameter_count(cfg) == 320 * 64 + 3 * layer + 64
 
 
+def test_parameters_of_norms_and_biases_by_hand(tiny):
+    keys = ["width=64", "heads=4", "kv_heads=2", "depth=3", "biases=all", "norm=layer"]
+    keys += ["qk_norm=True", "post_norm=True", "embed_norm=True", "mlp=gelu"]
+    cfg = tiny(*(f"model.{key}" for key in keys))
+    matrices = 64 * 64 * 2 + 64 * 32 * 2 + 2 * 64 * 256
+    biases, norms = 64 + 32 + 32 + 64 + 256 + 64, 4 * 2 * 64 + 2 * 16
+    ends = 320 * 64 + 2 * 2 * 64
+    assert models.parameter_count(cfg) == ends + 3 * (matrices + biases + norms)
+
+
+def test_biases_by_name(tiny):
+    def found(name: str, mlp: str) -> set[str]:
+        cfg = tiny(f"model.biases={name}", f"model.mlp={mlp}")
+        layer = models.init(cfg, jax.random.key(0))["layers"]["0"]
+        names = (path.removesuffix("_bias") for part in layer.values() for path in part)
+        kept = {name for part in layer.values() for name in part if name.endswith("_bias")}
+        return {name for name in names if f"{name}_bias" in kept}
+
+    assert found("none", "swiglu") == set()
+    assert found("qkv", "swiglu") == {"q", "k", "v"}
+    assert found("attention", "swiglu") == {"q", "k", "v", "out"}
+    assert found("mlp", "gelu") == {"up", "down"}
+    assert found("all", "geglu") == {"q", "k", "v", "out", "gate", "up", "down"}
+
+
+def test_flops_count_the_matrices_of_each_mlp(tiny):
+    flops = {
+        mlp: models.flops_per_token(tiny("model.hidden=96", f"model.mlp={mlp}"), 8)
+        for mlp in ("swiglu", "geglu", "gelu", "gelu_exact")
+    }
+    assert flops["swiglu"] == flops["geglu"]
+    assert flops["gelu"] == flops["gelu_exact"]
+    assert flops["geglu"] - flops["gelu"] == 6 * 2 * 32 * 96  # in two layers
+
+
+def test_scores_are_scaled_as_asked(tiny):
+    """1 / sqrt(K) said is 1 / sqrt(K) taken, and any other scale is another model."""
+    params, row = models.init(tiny(), jax.random.key(0)), jnp.arange(8)[None]
+    want, _ = models.apply(tiny(), params, row)
+    same, _ = models.apply(tiny("model.score_scale=0.25"), params, row)
+    other, _ = models.apply(tiny("model.score_scale=0.5"), params, row)
+    np.testing.assert_array_equal(same, want)
+    assert np.abs(other - want).max() > 1e-3
+
+
 def test_flops_by_hand_and_by_xla(tiny):
     """6 per weight and token, plus 12 K H per visible key; XLA counts the same forward matmuls."""
     cfg = tiny("model.width=64", "model.heads=4", "model.depth=2", "model.unroll=2")
@@ -105,6 +150,11 @@ def test_state_bytes_by_hand(tiny):
         (["model.pattern=attention,attention,attention"], "3 kinds for model.depth=2"),
         (["model.dtype=float16"], "model.dtype='float16' is unknown"),
         (["model.depth=0"], "model.depth=0 must be at least 1"),
+        (["model.biases=out"], "model.biases='out' is unknown: choose from none, qkv, attention"),
+        (["model.norm=batch"], "model.norm='batch' is unknown: choose from rms, layer"),
+        (["model.mlp=relu"], "model.mlp='relu' is unknown: choose from swiglu, geglu, gelu"),
+        (["model.score_scale=-1"], "model.score_scale=-1.0 is negative"),
+        (["model.embed_scale=0"], "model.embed_scale=0.0 leaves nothing"),
         (["model.window=-1"], "model.window=-1 is negative"),
         (["model.positions=learned", "model.positions.length=31"], "length=31 is shorter"),
         (["model.positions=alibi+rope"], "ALiBi acts in attention"),

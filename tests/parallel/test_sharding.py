@@ -73,6 +73,19 @@ def test_every_parameter_and_moment_has_a_rule(tiny):
     assert specs["params/positions/model/table"] == PartitionSpec()
 
 
+def test_every_part_of_a_layer_has_a_rule(tiny):
+    keys = ["norm=layer", "biases=all", "qk_norm=True", "post_norm=True", "embed_norm=True"]
+    cfg = tiny(*(f"model.{key}" for key in keys), "train.optimizer=muon")
+    layout = training.abstract_state(cfg, parallel.make(cfg, jax.devices()[:1]))
+    specs = {parallel.path(k): leaf.sharding.spec for k, leaf in jax.tree.leaves_with_path(layout)}
+    layer = "params/layers/0"
+    assert specs[f"{layer}/mixer/k_bias"] == PartitionSpec(None, "tensor")
+    assert specs[f"{layer}/mlp/gate_bias"] == PartitionSpec(None, "tensor")
+    whole = ["mixer/out_bias", "mlp/down_bias", "mixer/q_norm/scale", "mlp_post_norm/bias"]
+    for name in (*(f"{layer}/{name}" for name in whole), "params/embedding/norm/bias"):
+        assert specs[name] == PartitionSpec(), name
+
+
 def test_parameter_without_a_rule_is_named(tiny):
     mesh = parallel.make(tiny(), jax.devices()[:1])
     leaf = jax.ShapeDtypeStruct((3, 4), "float32")

@@ -111,7 +111,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **ENDS,
     },
 }
-# Their frequencies follow the tokens that are there, so a cache holds another model's past.
+# Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")
 
 

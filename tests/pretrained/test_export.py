@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcm import config, models, pretrained
+import lcm
+from lcm import config, models, pretrained, training
 from lcm.errors import CheckpointError, ConfigError
 from lcm.pretrained import Model, export
 
@@ -114,6 +115,25 @@ def test_template_and_ends_of_a_model_go_along(tmp_path):
     out = pretrained.save_folder(model, tmp_path / "out")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 256
+
+
+@pytest.mark.slow
+def test_from_a_run_to_transformers_and_back(tmp_path):
+    cfg = config.shrink(config.base())
+    cfg = config.override(cfg, ["train.steps=2", "train.warmup=1", "model.norm_eps=1e-5"])
+    training.train(cfg, tmp_path / "run")
+    run = lcm.load(tmp_path / "run")
+    assert run.step == 2 and run.tokenizer.eos == 256
+    out = pretrained.save_folder(run, tmp_path / "out")
+    again = lcm.load(out)
+    assert_same(again.params, run.params)
+    assert again.cfg.model.norm_eps == 1e-5 and again.cfg.data.length == 32
+    half = lcm.load(tmp_path / "run", dtype="bfloat16").params
+    assert half["embedding"]["table"].dtype == "bfloat16"
+    assert half["final_norm"]["scale"].dtype == "float32"
+    tokens = np.random.default_rng(0).integers(0, 256, (1, 40))
+    want, _ = models.apply(run.cfg, run.params, jnp.asarray(tokens))
+    np.testing.assert_allclose(transformers_logits(out, tokens), want, rtol=1e-4, atol=1e-4)
 
 
 REFUSED = {

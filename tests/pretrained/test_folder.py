@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lcm import models, pretrained
+from lcm import evaluation, models, pretrained
 from lcm.errors import CheckpointError, ConfigError, UserError
+from lcm.evaluation import EvaluationError
 from lcm.pretrained import REGISTRY, Folder, assemble
 
 from . import cases
@@ -113,7 +114,7 @@ def test_every_default_is_that_of_transformers(kind):
     rope = theirs.get("rope_parameters") or {}
     theirs.setdefault("rope_theta", rope.get("full_attention", rope).get("rope_theta"))
     theirs["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
-    skipped = {"sliding_window_pattern", "attn_config"}  # of older configs, and nested
+    skipped = {"sliding_window_pattern", "seq_length"}  # of older configs, and of none
     if kind not in ("mistral", "gemma2", "gemma3", "gemma3_text"):
         skipped.add("sliding_window")  # read by none but these where nothing asks for it
     for key, value in REGISTRY[kind].defaults.items():
@@ -186,6 +187,12 @@ CONFIGS = {
     "clip": ("mpt", {"attn_config": {"alibi": True, "clip_qkv": 6}}, "clip_qkv=6"),
     "learned": ("mpt", {"attn_config": {"alibi": False}}, "alibi=False"),
     "heads": ("llama", {"num_attention_heads": 3}, "model.kv_heads=2 does not divide"),
+    "kind of layer": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 7, "layer_types": ["linear_attention"] * 2},
+        "names linear_attention",
+    ),
+    "length": ("llama", {"max_position_embeddings": None}, "none of max_position_embeddings"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 
@@ -222,6 +229,14 @@ def test_shards_that_are_missing_are_named(folder):
         pretrained.load(path)
 
 
+def test_an_index_without_a_map_is_named(folder):
+    path = folder("llama", shards=2)
+    for index in ("{}", '{"weight_map": []}', "[]", "{"):
+        (path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+            pretrained.load(path)
+
+
 def test_pickles_are_refused_with_a_way_out(folder):
     path = folder("llama")
     (path / "model.safetensors").unlink()
@@ -232,6 +247,11 @@ def test_pickles_are_refused_with_a_way_out(folder):
         with pytest.raises(CheckpointError, match=rf"{name}, a pickle.*safe_serialization=True"):
             pretrained.load(path)
         (path / name).unlink()
+
+
+def test_a_model_without_a_tokenizer_reads_no_documents(loaded):
+    with pytest.raises(EvaluationError, match=r"without a tokenizer.*give it one"):
+        evaluation.evaluate_model(loaded("llama"))
 
 
 def test_what_is_no_model_at_all(tmp_path):

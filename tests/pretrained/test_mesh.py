@@ -17,9 +17,12 @@ from lcm import config, models, parallel
 from lcm.pretrained import Folder, assemble
 
 source, read = Folder(sys.argv[1]), []
+stored = source.read
+source.read = lambda name: (read.append(name), stored(name))[1]
 cfg = config.override(config.base(), ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"])
 mesh = parallel.make(cfg)
 cfg, params = assemble(source, mesh=mesh)
+assert sorted(read) == sorted(source.names())  # once each, whatever the number of devices
 _, whole = assemble(source)
 want = parallel.shardings(whole, mesh)
 jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), params, whole)

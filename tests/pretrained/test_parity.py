@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcm import models, positions
+from lcm import config, models, positions
+from lcm.training import workdir
 
 from . import cases, make_golden
 
@@ -21,11 +22,14 @@ def test_logits_are_those_of_transformers(loaded, name):
     np.testing.assert_allclose(got[:, make_golden.PLACES], GOLDEN[name], **CLOSE)
 
 
-# One of each kind of layer.
+# One of each kind of layer always, the others with `-m slow`.
 CACHED = ("llama, llama3", "mistral", "qwen2", "gemma3", "gpt_neox", "bloom")
+OTHERS = [n for n in cases.CONFIGS if n not in (*CACHED, *cases.BY_LENGTH)]
 
 
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize(
+    "name", [*CACHED, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 def test_a_cache_changes_nothing(loaded, name):
     """The first tokens in one chunk, the next one by one, the rest in another chunk."""
     cfg, params, *_ = loaded(name)
@@ -61,6 +65,14 @@ def test_a_config_extends_a_model_as_a_checkpoint_does(loaded):
         cfg.model.positions = positions.config(yarn)
     got, _ = models.apply(cfg, params, jnp.asarray(cases.tokens()))
     np.testing.assert_allclose(got[:, make_golden.PLACES], GOLDEN["llama, yarn"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", cases.CONFIGS)
+def test_the_config_is_one_that_a_run_keeps(loaded, tmp_path, name):
+    cfg = loaded(name).cfg
+    config.check_keys(cfg)
+    workdir.write_config(tmp_path, cfg)
+    assert models.spec(workdir.read_config(tmp_path)) == models.spec(cfg)
 
 
 def test_trained_context_and_patterns(loaded):

@@ -49,10 +49,11 @@ def test_unknown_optimizer(train):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_decay_spares_norms_and_embeddings(tiny, name):
+def test_decay_spares_norms_biases_and_embeddings(tiny, name):
     """With gradients of zero only the decay moves a parameter."""
-    cfg = tiny(f"train.optimizer={name}", "model.positions=learned", "model.tied=False")
-    params = models.init(cfg, jax.random.key(0))
+    keys = ["positions=learned", "tied=False", "norm=layer", "biases=all", "embed_norm=True"]
+    cfg = tiny(f"train.optimizer={name}", *(f"model.{key}" for key in keys))
+    params = jax.tree.map(lambda x: x + 1, models.init(cfg, jax.random.key(0)))
     rule = training.optimizer(cfg.train)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = rule.update(zero, rule.init(params), params)

@@ -33,7 +33,7 @@ def read_bloom(hf: Config) -> dict[str, Any]:
 
 
 def read_mpt(hf: Config) -> dict[str, Any]:
-    attention = hf.get("attn_config") or {}
+    attention = {"alibi": True, **(hf.get("attn_config") or {})}
     need(hf, "no_bias", True)
     need(hf, "logit_scale", None)
     for key in ("clip_qkv", "qk_ln", "prefix_lm"):
@@ -112,6 +112,7 @@ BLOOM = Family(
         "layer_norm_epsilon": 1e-5,
         "apply_residual_connection_post_layernorm": False,
         "tie_word_embeddings": True,
+        "seq_length": 2048,  # of the releases, which transformers does not read
     },
     weights=weights(
         ("transformer.word_embeddings.weight", "embedding/table", SAME),
@@ -139,7 +140,6 @@ MPT = Family(
         "layer_norm_epsilon": 1e-5,
         "no_bias": True,
         "tie_word_embeddings": True,
-        "attn_config": {"alibi": True},
     },
     weights=weights(
         ("transformer.wte.weight", "embedding/table", SAME),

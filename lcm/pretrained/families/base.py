@@ -46,8 +46,8 @@ def _join_heads(ours: Sequence[np.ndarray], heads: int) -> np.ndarray:
 SAME = Form(lambda tensor, *_: [tensor], lambda ours, *_: ours[0])
 # torch's Linear is [out, in]; a bias is its own transpose.
 LINEAR = Form(lambda tensor, *_: [tensor.T], lambda ours, *_: ours[0].T)
-# Gemma multiplies by 1 + weight.
-ONE_LESS = Form(lambda tensor, *_: [tensor.astype(np.float32) + 1], lambda ours, *_: ours[0] - 1)
+# Gemma multiplies by 1 + weight; both are float32.
+ONE_LESS = Form(lambda tensor, *_: [tensor + 1], lambda ours, *_: ours[0] - 1)
 # Rows of one below those of the other: Phi-3, MPT.
 FUSED = Form(_split_rows, lambda ours, *_: np.concatenate([leaf.T for leaf in ours]))
 # For each head its rows of q, of k and of v: GPT-NeoX, BLOOM.
@@ -231,6 +231,11 @@ def layered(own: dict[str, RoPE], names: Sequence[str], window: int) -> dict[str
     as they are.
     """
     used = dict.fromkeys(names)
+    if unknown := sorted(used.keys() - {SLIDING, FULL}):
+        raise ConfigError(
+            f"layer_types names {unknown[0]}, which the decoder does not have: it has {SLIDING} "
+            f"and {FULL}"
+        )
     main = own[FULL if FULL in used else SLIDING]
     changes = {"positions": positions.config(main), "window": 0}
     if len(used) == 1:
