@@ -13,6 +13,9 @@ from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
+from lcm.ops.attention.decode import decode
+from lcm.ops.platform import platform
+from lcm.positions import PositionEncoding
 from lcm.types import Context, Hidden, Keys, Queries, Values
 
 Cache = KVCache | PagedKVCache
@@ -47,18 +50,49 @@ class Attention(nnx.Module):
             k_BSGK, v_BSGK, k_context = state.view()
         else:
             k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
-        o_BLHK = encoding.attend(
-            params,
-            q_BLHK,
-            k_BSGK,
-            v_BSGK,
-            context,
-            k_context,
-            limit=lambda part: _limited(part, spec),
-            backend=spec.backend,
-        )
+        o_BLHK = None
+        if isinstance(state, PagedKVCache) and platform() == "tpu":
+            o_BLHK = self._in_pages(params, q_BLHK, k_BSGK, state, context, k_context)
+        if o_BLHK is None:
+            o_BLHK = encoding.attend(
+                params,
+                q_BLHK,
+                k_BSGK,
+                v_BSGK,
+                context,
+                k_context,
+                limit=lambda part: _limited(part, spec),
+                backend=spec.backend,
+            )
         y_BLD = dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...])
         return biased(self, "out", y_BLD), state
+
+    def _in_pages(
+        self,
+        params: dict[str, Any],
+        q_BLHK: Queries,
+        k_BSGK: Keys,
+        state: PagedKVCache,
+        context: Context,
+        k_context: Context,
+    ) -> Queries | None:
+        """One step's attention by the kernel that reads pages where they lie.
+
+        `None` where it does not serve: for several tokens, for parts that see other keys than the
+        cached ones, such as keys rotated as they are read, and for attention that is no parts.
+        """
+        encoding = self.spec.positions
+        plain = type(encoding.attending).attend is PositionEncoding.attend
+        if q_BLHK.shape[1] > 1 or not plain:
+            return None
+        parts = encoding.parts(params, q_BLHK, k_BSGK, context, k_context)
+        if any(part.k_BSGK is not k_BSGK or part.blocks is not None for part in parts):
+            return None
+        found = [
+            decode(part.q_BLHK, state.cache, mask=part.mask, score_mod=part.score_mod)
+            for part in (_limited(part, self.spec) for part in parts)
+        ]
+        return attention.merge(*found).out_BLHK
 
     def parts(
         self, x_BLD: Hidden, context: Context, shared: dict[str, Any]
