@@ -114,6 +114,7 @@ def _options(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
             "cache": args.cache,
             "cache_dtype": args.cache_dtype,
             "weights": args.weights,
+            "release": True,
         },
     }
 

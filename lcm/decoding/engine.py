@@ -48,6 +48,7 @@ class Engine:
     cache_dtype: of keys and values; "int8" has a scale per token and head.
     pages: of a paged cache, `PAGE` tokens each; 0 has them for the `rows` largest requests.
     weights: "bfloat16" or "int8" has matrices in it; see `lcm.decoding.weights`.
+    release: gives the model's own parameters up, so that memory holds them once.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Engine:
         cache_dtype: str = "",
         pages: int = 0,
         weights: str = "",
+        release: bool = False,
     ) -> None:
         for name, value, least in (("rows", rows, 1), ("chunk", chunk, 1), ("pages", pages, 0)):
             if value < least:
@@ -69,7 +71,7 @@ class Engine:
         _one_of("cache_dtype", cache_dtype, ("", "float32", "bfloat16", "int8"))
         self.spec, self.tokenizer = models.spec(model.cfg), model.tokenizer
         models.check_backend(self.spec)
-        self.params = laid_out(model.params, weights)
+        self.params = laid_out(model.params, weights, release)
         self.rows, self.chunk, self.cache, self.pages = rows, chunk, cache, pages
         self.cache_dtype = cache_dtype or self.spec.dtype
         if cache == "paged" and self.rings:

@@ -19,10 +19,25 @@ WEIGHTS = ("", "float32", "bfloat16", "int8")
 TABLES = ("embedding",)  # parameters whose rows, not columns, are multiplied
 
 
-def laid_out(params: decoder.Params, weights: str = "") -> decoder.Params:
-    """Parameters with layers as lists, see `decoder.unstacked`, and matrices in a dtype."""
-    layers = {kind: decoder.unstacked(own) for kind, own in params["layers"].items()}
-    layers = jax.tree.map(lambda x: _matrix(x, weights), layers)
+def laid_out(params: decoder.Params, weights: str = "", release: bool = False) -> decoder.Params:
+    """Parameters with layers as lists, see `decoder.unstacked`, and matrices in a dtype.
+
+    release: gives the memory of each parameter free once it is laid out, so that no more than one
+        is there twice; `params` are of no use then.
+    """
+
+    def layers_of(stacked: Array) -> list[Any]:
+        apart = [_matrix(x, weights) for x in decoder.unstacked(stacked)]
+        if release:
+            jax.block_until_ready(apart)
+            stacked.delete()
+        return apart
+
+    layers = {}
+    for kind, own in params["layers"].items():
+        leaves, shape = jax.tree.flatten(own)
+        columns = [layers_of(leaf) for leaf in leaves]
+        layers[kind] = [jax.tree.unflatten(shape, each) for each in zip(*columns, strict=True)]
     ends = {
         name: jax.tree.map(lambda x, name=name: _matrix(x, weights, int(name in TABLES)), own)
         for name, own in params.items()
