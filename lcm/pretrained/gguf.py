@@ -57,7 +57,8 @@ class Gguf:
 
         info = self.header.tensors[name]
         start, size = info.start, _bytes(info)
-        data = self.header.data[start : start + size]
+        # Read, not taken from the map: pages of a map that have been looked at stay in memory.
+        data = np.fromfile(self.header.path, np.uint8, size, offset=start)
         if info.type in (_F32, _F16, _BF16):
             dtype = {_F32: "<f4", _F16: "<f2", _BF16: ml_dtypes.bfloat16}[info.type]
             return data.view(dtype).reshape(info.shape)
