@@ -129,6 +129,20 @@ def base() -> ConfigDict:
     return ConfigDict(tree)
 
 
+def with_defaults(cfg: ConfigDict) -> ConfigDict:
+    """The config of an earlier version, the keys of its groups that it lacks at their defaults."""
+    defaults = base()
+    for key in _KEYS:
+        *parents, last = key.split(".")
+        node, default = cfg, defaults
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, ConfigDict) else None
+            default = default[parent]
+        if parents and isinstance(node, ConfigDict) and last not in node:
+            node[last] = default[last]
+    return cfg
+
+
 def shrink(cfg: ConfigDict) -> ConfigDict:
     """Makes a config small enough for a test, keeping everything that is not a size."""
     cfg.model.update(width=32, depth=max(2, len(cfg.model.pattern)), heads=2, head_size=0)

@@ -246,3 +246,14 @@ def test_a_slip_of_the_pen_finds_its_key(key):
     with pytest.raises(ConfigError, match=rf"config\.{slip} is unknown: did you mean") as caught:
         config.override(config.base(), [f"{slip}=1"])
     assert f"did you mean config.{key}?" in str(caught.value)
+
+
+def test_the_config_of_an_earlier_version_has_defaults_for_what_it_lacks():
+    cfg = config.base()
+    cfg.model.width = 64
+    del cfg.model.norm, cfg.train.placement
+    whole = config.with_defaults(cfg)
+    config.check_keys(whole)
+    assert (whole.model.width, whole.model.norm) == (64, "rms")
+    assert whole.train.placement == config.base().train.placement
+    assert not config.with_defaults(type(cfg)({}))

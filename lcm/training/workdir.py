@@ -57,7 +57,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         CheckpointError: if the folder holds none, or one that is not a config of this lcm.
     """
     try:
-        cfg = ConfigDict(_tuples(json.loads((workdir / CONFIG).read_text())))
+        cfg = config.with_defaults(ConfigDict(_tuples(json.loads((workdir / CONFIG).read_text()))))
     except (OSError, ValueError, AttributeError) as error:  # the last: JSON, but not an object
         raise CheckpointError(
             f"{workdir} holds no readable {CONFIG}: give the --workdir of an lcm train run"
