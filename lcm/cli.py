@@ -59,12 +59,35 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
+    if bool(args.workdirs) == bool(args.model):
+        raise UserError("lcm evaluate takes either the WORKDIRs of trained runs or one --model")
+    if args.model:
+        return _evaluate_model(args, overrides)
+    for name in ("lengths", "workdir", "passkey"):
+        if getattr(args, name):
+            raise UserError(
+                f"--{name} goes with --model: runs are evaluated by --config.eval.multiples"
+            )
     from lcm import report
     from lcm.evaluation import evaluate_run
 
     for folder in args.workdirs:
         print(f"wrote {evaluate_run(folder, overrides)}")
     print(report.summary(report.read_all(args.workdirs)))
+
+
+def _evaluate_model(args: argparse.Namespace, overrides: list[str]) -> None:
+    from lcm import report
+    from lcm.evaluation import passkey, results
+    from lcm.evaluation.pretrained import evaluate_pretrained
+
+    options = {"lengths": args.lengths, "workdir": args.workdir, "dtype": args.dtype}
+    _, file = evaluate_pretrained(args.model, overrides, retrieval=args.passkey, **options)
+    print(f"wrote {file}")
+    if args.passkey:
+        print(passkey.summary(results.load(file, results.PASSKEY)))
+    else:
+        print(report.summary([report.read_result(file)]))
 
 
 def _analyse(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -147,8 +170,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action="store_true", help="list the keys of a config")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="loss by length of trained runs")
-    evaluate.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
+    evaluate = commands.add_parser(
+        "evaluate", help="loss by length of trained runs, or of a pretrained model"
+    )
+    evaluate.add_argument("workdirs", nargs="*", type=_folder, metavar="WORKDIR")
+    evaluate.add_argument("--model", help="a folder, a .gguf, or a name: smollm2-135m")
+    evaluate.add_argument("--lengths", type=_numbers, default=(), help="of --model: 4096,8192")
+    evaluate.add_argument("--passkey", action="store_true", help="of --model: retrieval, not loss")
+    evaluate.add_argument("--workdir", type=_folder, help="of --model: for its results (runs/NAME)")
+    evaluate.add_argument("--dtype", default="float32", help="of --model's weights: or bfloat16")
     evaluate.set_defaults(run=_evaluate)
 
     analyse = commands.add_parser("analyse", help="look at the attention of trained runs")

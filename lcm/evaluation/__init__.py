@@ -11,6 +11,7 @@ from lcm.evaluation.results import load_analysis, loss_differences, save
 
 _LATER = {
     "evaluate": "perplexity",
+    "evaluate_pretrained": "pretrained",
     "exact_match": "exact_match",
     "Model": "model",
     "evaluate_model": "model",

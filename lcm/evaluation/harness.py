@@ -22,7 +22,7 @@ from lcm.decoding.generate import settings_of
 from lcm.decoding.requests import Request
 from lcm.errors import UserError
 from lcm.evaluation.likelihood import Ask, answers
-from lcm.pretrained import Model, chat, changed, load
+from lcm.pretrained import Model, changed, chat, load
 from lcm.progress import progress
 
 try:

@@ -16,7 +16,7 @@ from lcm import models
 from lcm.models import ModelSpec, decoder
 from lcm.types import Array, Context, Hidden, Tokens
 
-SLICE = 1024  # places the head is applied to at a time
+LOGITS = 1 << 26  # at a time: of 1,365 tokens for a vocabulary of 49,152
 LEAST = 64  # tokens of the shortest program; others are of powers of two and half-way between
 
 
@@ -126,8 +126,8 @@ def _asked(spec: ModelSpec, params: Any, x_BLD: Hidden, query_3Q: Array) -> tupl
 
 
 def of_tokens(spec: ModelSpec, params: Any, x_QD: Array, token_Q: Array) -> tuple[Array, Array]:
-    """Log-probability float32 `[Q]` of a token after each output of the last layer `[Q, D]`, and
-    whether it is the most likely one; logits are of `SLICE` places at a time."""
+    """Log-probability float32 `[Q]` of a token after each output of the last layer, `[Q, D]`, and
+    whether it is the most likely one; the head is applied to slices of about `LOGITS` logits."""
 
     def one(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         x_SD, token_S = inputs
@@ -136,10 +136,10 @@ def of_tokens(spec: ModelSpec, params: Any, x_QD: Array, token_Q: Array) -> tupl
         logprob_S = chosen_S - jax.nn.logsumexp(logits_SV, axis=1)
         return logprob_S, jnp.argmax(logits_SV, axis=1) == token_S
 
-    count = len(token_Q)
-    if count <= SLICE:
+    count, size = len(token_Q), max(1, LOGITS // spec.vocab)
+    if count <= size:
         return one((x_QD, token_Q))
-    missing = -count % SLICE
+    missing = -count % size
     x_QD, token_Q = jnp.pad(x_QD, ((0, missing), (0, 0))), jnp.pad(token_Q, (0, missing))
-    slices = x_QD.reshape(-1, SLICE, x_QD.shape[1]), token_Q.reshape(-1, SLICE)
+    slices = x_QD.reshape(-1, size, x_QD.shape[1]), token_Q.reshape(-1, size)
     return tuple(x.reshape(-1)[:count] for x in jax.lax.map(one, slices))

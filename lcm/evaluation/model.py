@@ -10,10 +10,10 @@ from lcm import config, models
 from lcm.data import pipeline, tasks
 from lcm.data.tokenizers import Tokenizer
 from lcm.evaluation.documents import Document, EvaluationError, from_text_tokens
+from lcm.evaluation.likelihood import of_tokens
 from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
 from lcm.models import ModelSpec, decoder
-from lcm.ops.losses import cross_entropy
 from lcm.pretrained import Model, changed, load
 from lcm.progress import progress
 from lcm.types import Array, Batch
@@ -35,8 +35,9 @@ def scorer(cfg: Any, params: Any) -> Callable[[Batch], Array]:
 
 @jax.jit(static_argnums=0)
 def _losses(spec: ModelSpec, params: Any, batch: Batch) -> Array:
-    logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)
-    return cross_entropy(logits, batch.targets_BL)[0]
+    x_BLD, _ = decoder.hidden(spec, params, batch.tokens_BL, batch.context, None)
+    x_QD, target_Q = x_BLD.reshape(-1, x_BLD.shape[-1]), batch.targets_BL.reshape(-1)
+    return -of_tokens(spec, params, x_QD, target_Q)[0].reshape(batch.targets_BL.shape)
 
 
 def heldout(cfg: Any, tokenizer: Tokenizer | None) -> list[Document]:
@@ -81,13 +82,6 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
     models.check_backend(spec)
     models.check_limit(spec, max(round(m * length) for m in cfg.eval.multiples))
     documents = heldout(cfg, model.tokenizer)
-    about = {
-        "run": cfg.name,
-        "step": model.step,
-        "parameters": models.parameter_count(cfg),
-        "tokenizer": cfg.data.tokenizer,
-        "positions": cfg.model.positions.name,
-    }
     with progress(title) as report:
         return evaluate(
             scorer(cfg, model.params),
@@ -99,8 +93,19 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
             max_tokens=cfg.eval.tokens or None,
             seed=cfg.seed,
             progress=report,
-            about=about,
+            about=about(model),
         )
+
+
+def about(model: Model) -> dict[str, Any]:
+    """What a result says of the model it is of."""
+    return {
+        "run": model.cfg.name,
+        "step": model.step,
+        "parameters": models.parameter_count(model.cfg),
+        "tokenizer": model.cfg.data.tokenizer,
+        "positions": model.cfg.model.positions.name,
+    }
 
 
 def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> pathlib.Path:

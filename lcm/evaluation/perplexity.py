@@ -6,7 +6,7 @@ token. Documents are scored one by one (no window crosses into another document)
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,13 +29,17 @@ PROTOCOLS = {
 }
 
 
+RUN = ("lengths", "non-overlapping", "sliding", "context")  # what a trained run is scored by
+
+
 @dataclass(frozen=True)
 class Settings:
     """What fixes an evaluation, but for the model and the documents.
 
     stride: advance of the sliding windows. max_tokens: tokens scored per protocol, None for all.
     threshold: the effective length is the largest whose loss, and that of every shorter length,
-    is below this multiple of the loss at the shortest.
+    is below this multiple of the loss at the shortest. span: documents of the length curve have so
+    many tokens, at least; the longest length, or more, so that further lengths share them.
     """
 
     train_length: int
@@ -47,6 +51,7 @@ class Settings:
     replicates: int
     confidence: float
     threshold: float
+    span: int = 0
 
     def lengths(self) -> list[int]:
         """Window lengths from short to long."""
@@ -64,6 +69,14 @@ class Job(NamedTuple):
     plan: Plan
 
 
+class Memory(Protocol):
+    """Losses of jobs that were done before, by their protocol, length, documents and windows."""
+
+    def find(self, name: str, length: int, job: Job) -> list[np.ndarray] | None: ...
+
+    def keep(self, name: str, length: int, job: Job, losses: list[np.ndarray]) -> None: ...
+
+
 def evaluate(
     score: Score,
     documents: Sequence[Document],
@@ -77,6 +90,9 @@ def evaluate(
     replicates: int = 10_000,
     confidence: float = 0.95,
     threshold: float = 1.05,
+    span: int = 0,
+    protocols: Sequence[str] = RUN,
+    memory: Memory | None = None,
     progress: Callable[[int, int], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -84,7 +100,9 @@ def evaluate(
 
     `score(batch)` gives the next-token loss in nats, float32 `[B, L]`, and is called with one
     shape per window length. `stride` defaults to half the training length. `progress(done, total)`
-    is told the tokens put through the model. `about` (run, step, parameters, tokenizer, ...) is
+    is told the tokens put through the model. Of `protocols`, "lengths" is always among them;
+    without the two of windows of the training length, perplexity is that of each length. What
+    `memory` finds is not computed again. `about` (run, step, parameters, tokenizer, ...) is
     kept with the result, a dictionary ready for JSON: see `lcm.evaluation.results`.
     Raises EvaluationError for documents that are missing or too short and for losses that are not
     finite, ConfigError for settings that contradict each other.
@@ -99,10 +117,13 @@ def evaluate(
         replicates=replicates,
         confidence=confidence,
         threshold=threshold,
+        span=span,
     )
     _check(settings, documents)
-    jobs = _jobs(settings, documents)
-    total = sum(planned_tokens(job.plan, batch_tokens) for job in jobs.values())
+    jobs = {k: job for k, job in _jobs(settings, documents).items() if k[0] in protocols}
+    losses = {key: memory.find(*key, job) if memory else None for key, job in jobs.items()}
+    todo = {key: job for key, job in jobs.items() if losses[key] is None}
+    total = sum(planned_tokens(job.plan, batch_tokens) for job in todo.values())
     done = 0
 
     def advance(tokens: int) -> None:
@@ -111,12 +132,12 @@ def evaluate(
         if progress:
             progress(done, total)
 
-    losses = {
-        key: token_losses(
+    for key, job in todo.items():
+        losses[key] = token_losses(
             score, job.documents, job.plan, batch_tokens=batch_tokens, advance=advance
         )
-        for key, job in jobs.items()
-    }
+        if memory:
+            memory.keep(*key, job, losses[key])
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -139,12 +160,12 @@ def _check(settings: Settings, documents: Sequence[Document]) -> None:
             )
     for multiple in settings.multiples or (0,):
         length = multiple * settings.train_length
-        if length < 1 or length != round(length):
+        if length < 1 or abs(length - round(length)) > 1e-6:
             raise ConfigError(
                 f"multiple {multiple} of the training length {settings.train_length} is {length}"
                 " tokens: give multiples that make whole window lengths of 1 or more"
             )
-    longest = settings.lengths()[-1]
+    longest = max(settings.lengths()[-1], settings.span)
     if settings.max_tokens is not None and settings.max_tokens < longest:
         raise ConfigError(
             f"max_tokens {settings.max_tokens} does not hold one window of the longest length,"
@@ -157,7 +178,7 @@ def _check(settings: Settings, documents: Sequence[Document]) -> None:
 def _jobs(settings: Settings, documents: Sequence[Document]) -> dict[tuple[str, int], Job]:
     """Everything that goes through the model, by protocol and window length (or context)."""
     lengths, suffix, base = settings.lengths(), settings.suffix(), settings.train_length
-    span = lengths[-1]
+    span = max(lengths[-1], settings.span)
     budget = {"span": span, "max_tokens": settings.max_tokens, "seed": settings.seed}
     long = within_budget(at_least(documents, span), **budget)
     every = within_budget(documents, **budget)
@@ -183,24 +204,37 @@ def _summarise(
     lengths, base = settings.lengths(), settings.train_length
     by_length = {length: losses["lengths", length] for length in lengths}
     by_context = {context: losses[name, context] for name, context in jobs if name == "context"}
-    long, every = jobs["lengths", lengths[0]].documents, jobs["sliding", base].documents
+    long = jobs["lengths", lengths[0]].documents
+    rolled = [(name, n) for name, n in jobs if name in ("non-overlapping", "sliding")]
+    read = rolled or [("lengths", length) for length in lengths]
     intervals = summaries.Intervals(settings.replicates, settings.confidence, settings.seed)
     points = summaries.length_points(by_length, base, intervals)
     return {
         "documents": {
             "given": len(documents),
-            "long enough": sum(len(d.tokens_N) >= lengths[-1] for d in documents),
+            "long enough": sum(
+                len(d.tokens_N) >= max(lengths[-1], settings.span) for d in documents
+            ),
             "long": summaries.inventory(long),
-            "all": summaries.inventory(every),
+            "all": summaries.inventory(jobs[read[-1]].documents),
         },
         "lengths": points,
         "effective_length": summaries.effective_length(by_length, settings.threshold, intervals),
         "perplexity": [
-            summaries.perplexity(name, losses[name, base], every, base, stride, intervals)
-            for name, stride in (("non-overlapping", base), ("sliding", settings.stride))
+            summaries.perplexity(
+                name,
+                losses[name, length],
+                jobs[name, length].documents,
+                length,
+                settings.stride if name == "sliding" else length,
+                intervals,
+            )
+            for name, length in read
         ],
         "context": {
             "suffix": settings.suffix(),
             "points": summaries.context_points(by_context, intervals),
-        },
+        }
+        if by_context
+        else None,
     }

@@ -15,6 +15,7 @@ from lcm.evaluation.documents import EvaluationError
 SCHEMA = 1
 KIND = "loss by length"
 ATTENTION = "attention"  # the kind of what `lcm analyse` writes
+PASSKEY = "passkey"  # and of what `lcm evaluate --passkey` does
 
 
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 from lcm.report.accuracy import accuracy, accuracy_picture
 from lcm.report.attention import attention_summary
 from lcm.report.page import publish, write
-from lcm.report.runs import ReportError, read_all
+from lcm.report.runs import ReportError, read_all, read_result
 from lcm.report.sections import (
     Picture,
     Published,
@@ -25,6 +25,7 @@ __all__ = [
     "publish",
     "published_beside_measured",
     "read_all",
+    "read_result",
     "summary",
     "write",
 ]

@@ -11,6 +11,7 @@ from lcm.evaluation.documents import EvaluationError
 from lcm.evaluation.results import load, load_analysis
 
 ATTENTION_FILES = "attention-*.json"
+PASSKEY_FILES = "passkey*.json"
 
 
 class ReportError(UserError):
@@ -69,6 +70,12 @@ def read(path: Path, name: str) -> Run:
     return Run(name, path, config, metrics, evaluation, notes, attention)
 
 
+def read_result(file: Path) -> Run:
+    """One evaluation of a workdir, whichever is the newest there, and nothing else of it."""
+    folder = file.parent.parent
+    return Run(folder.name, folder, {}, [], load(file), [], [])
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots; an empty mapping stays as a value."""
     flat = {}
@@ -121,7 +128,8 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The evaluation of the latest step, or of the last name where steps are not told."""
     found, notes = [], []
-    for path in sorted(set(folder.glob("*.json")) - set(folder.glob(ATTENTION_FILES))):
+    others = {path for kind in (ATTENTION_FILES, PASSKEY_FILES) for path in folder.glob(kind)}
+    for path in sorted(set(folder.glob("*.json")) - others):
         try:
             result = load(path)
             found.append((result["about"].get("step") or 0, path.name, result))

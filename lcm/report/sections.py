@@ -57,7 +57,9 @@ def evaluation(runs: Sequence[Run]) -> list[Section]:
     runs = [run for run in runs if run.evaluation]
     if not runs:
         return []
-    return [_lengths(runs), _positions(runs), _context(runs), _perplexity(runs)]
+    contexts = [run for run in runs if run.evaluation["context"]]
+    middle = [_context(contexts)] if contexts else []
+    return [_lengths(runs), _positions(runs), *middle, _perplexity(runs)]
 
 
 def _lengths(runs: Sequence[Run]) -> Section:
@@ -169,7 +171,7 @@ def _context(runs: Sequence[Run]) -> Section:
 def _perplexity(runs: Sequence[Run]) -> Section:
     protocols = runs[0].evaluation["protocols"]
     return Section(
-        "Perplexity at the training length",
+        "Perplexity",
         [
             f"Non-overlapping: {protocols['non-overlapping']}. Sliding: {protocols['sliding']}."
             f" {protocols['tokens']}."

@@ -82,13 +82,15 @@ def lengths_table(runs: Sequence[Run]) -> Table:
     for run in _evaluated(runs):
         points = {point["multiple"]: point for point in run.evaluation["lengths"]}
         parameters = run.about("parameters")
-        sliding = run.evaluation["perplexity"][-1]
+        rolled = {
+            entry["protocol"]: entry["bits_per_byte"] for entry in run.evaluation["perplexity"]
+        }
         rows.append(
             [
                 run.name,
                 MISSING if parameters is None else f"{parameters:,}",
                 *(interval(points.get(multiple, {}).get("loss")) for multiple in multiples),
-                interval(sliding["bits_per_byte"]),
+                interval(rolled.get("sliding")),
                 effective_length(run.evaluation["effective_length"]),
             ]
         )
@@ -116,7 +118,7 @@ def beyond_table(runs: Sequence[Run]) -> Table:
 
 
 def perplexity_table(runs: Sequence[Run]) -> Table:
-    """Perplexity at the training length under both protocols."""
+    """Perplexity at the training length under both protocols, or at each length."""
     rows = [
         [
             run.name,
@@ -141,7 +143,7 @@ def perplexity_table(runs: Sequence[Run]) -> Table:
         "perplexity",
         "bits per byte",
     ]
-    return Table("Perplexity at the training length", header, rows)
+    return Table("Perplexity", header, rows)
 
 
 def differences_table(runs: Sequence[Run]) -> Table | None:

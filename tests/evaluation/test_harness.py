@@ -14,14 +14,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 lm_eval = pytest.importorskip("lm_eval")
 
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lcm import pretrained
-from lcm.errors import UserError
-from lcm.evaluation import harness, likelihood
-from lcm.evaluation.harness import LCM
+from lcm import pretrained  # noqa: E402
+from lcm.errors import UserError  # noqa: E402
+from lcm.evaluation import harness, likelihood  # noqa: E402
+from lcm.evaluation.harness import LCM  # noqa: E402
 
-from . import harness_model
+from . import harness_model  # noqa: E402
 
 TASKS = pathlib.Path(__file__).parent / "harness_tasks"
 NAMES = ("lcm_choices", "lcm_texts", "lcm_answers")
@@ -89,7 +89,7 @@ def test_figures_are_those_of_transformers(evaluate, folder, theirs, chat):
             assert mine == pytest.approx(other, rel=1e-4), (task, metric)
     assert answered(ours, "lcm_answers") == answered(theirs, "lcm_answers")
     for task in ("lcm_choices", "lcm_texts"):
-        mine, other = (np.array(sum(answered(r, task), []), float) for r in (ours, theirs))
+        mine, other = (np.concatenate(answered(r, task)).astype(float) for r in (ours, theirs))
         np.testing.assert_allclose(mine, other, rtol=1e-4)
 
 
@@ -107,7 +107,8 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(model):
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 300, n) for n in (5, 70, 90, 5, 66)]
     texts += [np.append(texts[0][:-1], last) for last in (7, 8)]  # one row with texts[0]
-    asks = [likelihood.Ask(text, count) for text, count in zip(texts, (1, 30, 89, 4, 2, 1, 1))]
+    counts = (1, 30, 89, 4, 2, 1, 1)
+    asks = list(map(likelihood.Ask, texts, counts))
     together = dict(likelihood.answers(model, asks, rows=3))
     assert sorted(together) == list(range(len(asks)))
     for number, ask in enumerate(asks):
@@ -120,7 +121,7 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(model):
 def test_slices_are_the_whole(model, monkeypatch):
     ask = likelihood.Ask(np.random.default_rng(1).integers(0, 300, 91), 90)
     ((_, whole),) = likelihood.answers(model, [ask])
-    monkeypatch.setattr(likelihood, "SLICE", 40)
+    monkeypatch.setattr(likelihood, "LOGITS", 40 * 320)
     likelihood._asked.clear_cache()
     ((_, sliced),) = likelihood.answers(model, [ask])
     likelihood._asked.clear_cache()
@@ -137,7 +138,7 @@ def test_a_long_context_loses_its_beginning_and_that_is_said_once(model, capsys)
     assert capsys.readouterr().err.count("lose their beginning") == 1
     with pytest.raises(UserError, match=r"leaves no room for a prompt within 40"):
         lm.generate_until(requests(("a", {"max_gen_toks": 40})))
-    with pytest.raises(UserError, match="a continuation has .* raise max_length"):
+    with pytest.raises(UserError, match=r"a continuation has .* raise max_length"):
         lm.loglikelihood(requests(("a", long)))
 
 

@@ -82,7 +82,7 @@ def test_every_section_is_there(written):
         "Loss against length",
         "Loss by position",
         "Loss by available context",
-        "Perplexity at the training length",
+        "Perplexity",
         "Training",
         "Configuration",
         "How this page was made",
