@@ -160,6 +160,7 @@ def retrieve(
 
         for trial in todo:
             read = done
+            advance(0)
             result["trials"].append(answer(engine, trial, advance))
             result["trials"].sort(key=lambda t: (t["length"], t["depth"], t["seed"]))
             save(result, file)
