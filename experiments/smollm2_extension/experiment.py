@@ -1,14 +1,14 @@
 """SmolLM2-135M, trained at 8,192 tokens, reads 16,384 without training: loss beside retrieval.
 
-    lcm reproduce smollm2_extension [--scale cpu|tiny]
+    lcm reproduce smollm2_extension [--scale cpu|grid|tiny]
 
 Six readings of one pretrained model, each a change of its config. Loss is that of the very same
 tokens after more and more context, and by position in the longest window; retrieval is the passkey
 task, whose key lies at several depths. Neither alone ranks the methods: a window keeps the loss and
 forgets the key.
 
-What is found is kept under `runs/smollm2_extension/METHOD/`, loss by length and keys one by one, so
-that the same command goes on where it was stopped.
+What is found is kept in `runs/smollm2_extension/kept`, loss by length and keys one by one, so that
+the same command goes on where it was stopped, and `--scale grid` adds depths to what `cpu` found.
 """
 
 import json
@@ -33,7 +33,7 @@ from lcm.report import plots
 from lcm.report.tables import Table, to_text
 from lcm.training.workdir import write_text
 
-SCALES = ("cpu", "tiny")
+SCALES = ("cpu", "grid", "tiny")
 FACTOR = 2  # of the trained length, what methods with a factor are set to at every length
 
 # An extension by its name in `lcm positions`, and its fields at `{n}` tokens.
@@ -45,6 +45,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dual chunk": ("dual_chunk", ()),
     "lm-infinite": ("lm_infinite", ()),
 }
+
+# These are the plain model up to the trained length, whose figures then stand for theirs.
+WITHIN = ("dynamic ntk", "lm-infinite")
 
 
 class Scale(NamedTuple):
@@ -68,9 +71,10 @@ CPU = Scale(
     lengths=(4096, 8192, 16_384),
     spans=1,
     suffix=2048,
-    depths=(0.1, 0.5, 0.9),
+    depths=(0.25,),
     data=("data.heldout=0.5",),
 )
+GRID = CPU._replace(depths=(0.1, 0.25, 0.5, 0.75, 0.9))
 TINY = Scale(
     model="",  # a random one
     lengths=(1024, 2048),
@@ -83,15 +87,14 @@ TINY = Scale(
 
 def run(workdir: pathlib.Path, scale: str) -> None:
     """Scores what is not there yet; writes `results.json` and the page."""
-    sizes = {"cpu": CPU, "tiny": TINY}[scale]
+    sizes = {"cpu": CPU, "grid": GRID, "tiny": TINY}[scale]
     plain = load(sizes.model) if sizes.model else random_model()
     plain = plain._replace(cfg=config.override(plain.cfg, sizes.data))
     documents = spans(plain, sizes)
     result: dict[str, Any] = {"scale": scale, "trained": plain.cfg.data.length}
     result["documents"] = [document.name for document in documents]
     result["methods"] = {
-        name: scores(plain, sizes, name, documents, workdir / folder_of(name))
-        for name in sizes.methods
+        name: scores(plain, sizes, name, documents, workdir / "kept") for name in sizes.methods
     }
     write_text(workdir / "results.json", json.dumps(result, indent=1) + "\n")
     command = f"lcm reproduce smollm2_extension --scale {scale} --workdir {workdir}"
@@ -115,7 +118,7 @@ def random_model() -> Model:
 def at_length(plain: Model, name: str, length: int) -> Model:
     """The model under a method, to read texts of a length."""
     extension, fields = METHODS[name]
-    if not extension:
+    if not extension or (name in WITHIN and length <= plain.cfg.data.length):
         return plain
     filled = [field.format(n=length, w=plain.cfg.data.length // 4) for field in fields]
     model = extended(plain, extension, FACTOR)
@@ -138,8 +141,8 @@ def scores(
     for length in sizes.lengths:
         model = at_length(plain, name, length)
         title = f"{name} at {length:,}"
-        losses = ends(model, documents, sizes, length, folder / "losses", title)
-        file = folder / f"passkey-{length}.json"
+        losses = ends(model, documents, sizes, length, folder, title)
+        file = folder / f"passkey-{length}-{identity(model)}.json"
         keys = passkey.retrieve(model, [length], file=file, depths=sizes.depths, title=title)
         sums, counts = summaries.sums_and_counts([[x[-sizes.suffix :] for x in losses]])
         found[str(length)] = {
@@ -147,6 +150,7 @@ def scores(
             "passkey": [
                 {k: trial[k] for k in ("depth", "found", "logprob", "written", "key")}
                 for trial in keys["trials"]
+                if trial["depth"] in sizes.depths
             ],
         }
         if length == sizes.lengths[-1]:
@@ -247,7 +251,3 @@ def width(length: int) -> int:
 def smooth(values: Sequence[float]) -> np.ndarray:
     size = width(len(values))
     return np.convolve(values, np.ones(size) / size, mode="valid")
-
-
-def folder_of(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
