@@ -18,8 +18,8 @@ import numpy as np
 
 from lcm import models
 from lcm.decoding.engine import Engine
-from lcm.decoding.generate import settings_of
 from lcm.decoding.requests import Request
+from lcm.decoding.texts import settings_of
 from lcm.errors import UserError
 from lcm.evaluation.likelihood import Ask, answers
 from lcm.pretrained import Model, changed, chat, load

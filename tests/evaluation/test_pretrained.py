@@ -155,7 +155,7 @@ class TestPasskey:
     @pytest.mark.parametrize("positions", ["rope", "lm_infinite", "dynamic_ntk"])
     def test_one_reading_gives_what_two_would(self, folder, positions, tmp_path):
         from lcm.decoding.engine import Engine
-        from lcm.decoding.generate import generate
+        from lcm.decoding.texts import generate
         from lcm.evaluation.likelihood import Ask, answers
 
         given = {"lm_infinite": ["model.positions.window=40"], "dynamic_ntk": []}
