@@ -60,7 +60,10 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     if bool(args.workdirs) == bool(args.model):
-        raise UserError("lcm evaluate takes either the WORKDIRs of trained runs or one --model")
+        raise UserError(
+            "lcm evaluate takes either the WORKDIRs of trained runs or one --model: see "
+            "lcm evaluate --help"
+        )
     if args.model:
         return _evaluate_model(args, overrides)
     for name in ("lengths", "workdir", "passkey"):

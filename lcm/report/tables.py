@@ -205,7 +205,7 @@ def summary(runs: Sequence[Run]) -> str:
     if not _evaluated(runs):
         return to_text(training_table(runs))
     shown = [lengths_table(runs), beyond_table(runs), perplexity_table(runs)]
-    return "\n\n".join(map(to_text, shown))
+    return "\n\n".join(to_text(table) for table in shown if len(table.header) > 1)
 
 
 def to_text(table: Table) -> str:
