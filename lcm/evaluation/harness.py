@@ -111,6 +111,7 @@ class LCM(TemplateLM):
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(asks)
         total, done = sum(len(ask.tokens) for ask in asks), 0
         with progress("loglikelihood") as report:
+            report(0, max(total, 1))
             for number, answer in answers(self.model, asks, rows=self.rows):
                 scores[number] = answer.total, answer.certain
                 if requests[number][0] is not None:  # not a window of a longer text
@@ -141,6 +142,7 @@ class LCM(TemplateLM):
         texts = [""] * len(todo)
         total, written = sum(request.sampling.max_new_tokens for request in todo), 0
         with progress("generate") as report:
+            report(0, max(total, 1))
             for event in self._machine().run(todo):
                 texts[event.request] += event.text
                 written += 1

@@ -100,7 +100,7 @@ def _batch(
     query_3Q = np.zeros((3, bucket(total)), np.int32)  # row, place, token
     query_3Q[:, :total] = np.concatenate(
         [
-            [np.full(count, row), first + np.arange(count), tokens[-count:]]
+            [np.full(count, row), first + np.arange(count), tokens[len(tokens) - count :]]
             for (row, first, tokens), count in zip(places, counts, strict=True)
         ],
         axis=1,
