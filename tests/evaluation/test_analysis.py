@@ -208,7 +208,7 @@ def test_what_cannot_be_analysed(words, says, rope, capsys):
 
 def test_no_run_and_no_checkpoint(tmp_path, rope, capsys):
     assert cli.main(["analyse", str(tmp_path / "gone")]) == 2
-    assert "gone holds no readable config.json" in capsys.readouterr().err
+    assert "gone does not exist: give a workdir" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_bytes((rope / "config.json").read_bytes())
     assert cli.main(["analyse", str(tmp_path / "empty")]) == 2
