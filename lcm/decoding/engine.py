@@ -185,7 +185,8 @@ class Reader:
         """The next chunk."""
         engine, start = self._engine, self._read
         self._read = min(start + engine.chunk, len(self._tokens))
-        missing = bucket(self._read - start) - (self._read - start)  # one of few sizes
+        count = self._read - start
+        missing = min(bucket(count), engine.chunk) - count  # one of few sizes, a ring takes no more
         part = lambda x: np.pad(x[start : self._read], (0, missing))[None]  # noqa: E731
         context = jax.tree.map(part, self._context)
         tokens = part(self._tokens)
@@ -291,8 +292,8 @@ class Batch:
             request = self.requests[self.waiting[0]]
             prompts[request.prompt.tobytes()] = request.read
             pages -= self.pool.needs(request.tokens) if self.pool else 0
-            packs = not taken or (self.engine.packs and sum(prompts.values()) <= self.engine.chunk)
-            if not packs or pages < 0:
+            short = self.engine.packs and sum(prompts.values()) <= self.engine.chunk
+            if not (len(prompts) == 1 or short) or pages < 0:
                 break
             taken[self.waiting.popleft()] = request
         return Reader(self.engine, taken) if taken else None
@@ -374,7 +375,7 @@ class Batch:
 
     def _give_table(self) -> None:
         """The table of pages to every layer."""
-        table_RN = jnp.asarray(self.pool.table_RN)
+        table_RN = jnp.array(self.pool.table_RN)  # a copy, as the pool writes in its own
         give = lambda x: x.with_table(table_RN + 0)  # noqa: E731, an array each, to give away
         self.state = self.state._replace(layers=decoder.over_layers(give, self.state.layers))
 

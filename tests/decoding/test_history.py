@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import CAPACITY, watch
+from .rows import CAPACITY, watch
 
 from lcm.decoding import Sampling, begin, chain, insert, keys, plan, take
 

@@ -6,7 +6,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import CAPACITY, kept, logits, processed, watch
+from .rows import CAPACITY, kept, logits, processed, watch
 
 from lcm.decoding import Sampling, begin, chain, plan
 from lcm.decoding.processors import ORDER

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import CAPACITY, logits
+from .rows import CAPACITY, logits
 
 from lcm.decoding import (
     Sampling,
