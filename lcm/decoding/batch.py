@@ -9,10 +9,11 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from lcm.decoding.context import fitted
-from lcm.decoding.engine import Engine
+from lcm import models
+from lcm.decoding import context
+from lcm.decoding.engine import Engine, check
 from lcm.decoding.requests import Request
 from lcm.decoding.texts import requests_of, settings_of
 from lcm.errors import UserError
@@ -58,28 +59,25 @@ def run(
         UserError: if a file cannot be read or written, or settings for all lines cannot be.
     """
     settings_of(model, sampling)
+    context.check(model, 0, full)
     defaults = {**sampling, "stop": [stop] if isinstance(stop, str) else list(stop)}
-    common = [sorted(map(str, defaults.items())), full, model.cfg.to_json_best_effort()]
-    lines, broken = _read(source, common)
-    done = _done(target)
-    todo: list[tuple[Line, Request]] = []
+    own = sorted(map(str, {**defaults, **(engine or {})}.items())), full, model.step
+    lines, broken = _read(source, [*own, model.cfg.to_json_best_effort()])
+    work: list[tuple[Line, Request]] = []
     for line in lines:
-        if line.key in done:
-            continue
         try:
-            request = _request(model, line.record, defaults)
-            fitted(model, request.tokens, full)
-            todo.append((line, request))
+            work.append((line, _request(model, line.record, defaults, full)))
         except UserError as error:
             broken.append(f"{source}:{line.number}: {error}")
     for message in broken:
         complain(message)
-    before = sum(line.key in done for line in lines)
+    done = _done(target)
+    todo = [(line, request) for line, request in work if line.key not in done]
     if todo:
-        longest = max(request.tokens for _, request in todo)
-        machine = Engine(fitted(model, longest, full), rows=rows, **(engine or {}))
+        longest = max(request.tokens for _, request in work)  # of all, whatever is done already
+        machine = Engine(context.fitted(model, longest, full), rows=rows, **(engine or {}))
         _work(machine, todo, target, report)
-    return Outcome(len(todo), before, broken)
+    return Outcome(len(todo), len(work) - len(todo), broken)
 
 
 def _work(
@@ -88,7 +86,7 @@ def _work(
     """Every request's line, written as soon as it is whole."""
     events: list[list] = [[] for _ in todo]
     total, written, finished = sum(r.sampling.max_new_tokens for _, r in todo), 0, 0
-    with target.open("a", encoding="utf-8") as file:
+    with _appended(target) as file:
         for event in engine.run([request for _, request in todo]):
             own = events[event.request]
             own.append(event)
@@ -103,6 +101,13 @@ def _work(
             if report is not None:
                 report(written, total, f"{finished} of {len(todo)} prompts")
         os.fsync(file.fileno())
+
+
+def _appended(target: pathlib.Path) -> TextIO:
+    try:
+        return target.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}") from None
 
 
 def _record(line: Line, events: list) -> dict[str, Any]:
@@ -133,37 +138,55 @@ def _read(source: pathlib.Path, common: Any) -> tuple[list[Line], list[str]]:
         except UnicodeDecodeError as error:
             broken.append(f"{source}:{number}: no UTF-8 at byte {error.start}")
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             broken.append(f"{source}:{number}: no JSON: {error}")
             continue
         if not isinstance(record, dict):
             broken.append(f"{source}:{number}: no object with a prompt, but {str(record)[:40]}")
+            continue
+        if not _is_text(record):
+            broken.append(f"{source}:{number}: has half of a surrogate pair, which is no text")
             continue
         text = json.dumps([number, record, common], sort_keys=True)
         lines.append(Line(number, record, hashlib.sha256(text.encode()).hexdigest()[:16]))
     return lines, broken
 
 
-def _request(model: Any, record: dict[str, Any], defaults: dict[str, Any]) -> Request:
+def _is_text(record: Any) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _request(model: Any, record: dict[str, Any], defaults: dict[str, Any], full: str) -> Request:
     own = {key: value for key, value in record.items() if key not in ("id", "prompt", "messages")}
     fields = {**defaults, **own}
     stop = fields.pop("stop")
-    if not isinstance(stop, str | list):
+    if not isinstance(stop, str) and not _strings(stop):
         raise UserError(f"stop={stop!r} must be a string or a list of strings")
     if ("prompt" in record) == ("messages" in record):
         raise UserError("holds neither prompt nor messages, or both: give one of them")
     prompt = record.get("prompt", record.get("messages"))
-    try:
-        return requests_of(model, [prompt], settings_of(model, fields), stop)[0]
-    except (TypeError, ValueError) as error:  # a setting of another type than it has
-        raise UserError(f"a setting is of the wrong type: {error}") from None
+    request = requests_of(model, [prompt], settings_of(model, fields), stop)[0]
+    context.check(model, request.tokens, full)
+    check(models.spec(model.cfg), model.tokenizer, request)
+    return request
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _done(target: pathlib.Path) -> set[str]:
     """What the lines that are there name; a last one that is not whole is cut off."""
-    if not target.exists():
+    try:
+        content = target.read_bytes()
+    except FileNotFoundError:
         return set()
-    content = target.read_bytes()
+    except OSError as error:
+        raise UserError(f"{target} cannot be read: {error.strerror}: give another --out") from None
     whole = content[: content.rfind(b"\n") + 1]
     try:
         keys = {json.loads(line)["key"] for line in whole.splitlines()}

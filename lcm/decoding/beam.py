@@ -9,7 +9,7 @@ import numpy as np
 
 from lcm.decoding import programs
 from lcm.decoding.context import fitted
-from lcm.decoding.engine import Engine, Reader
+from lcm.decoding.engine import Engine, Reader, check
 from lcm.decoding.history import History, begin, observe, take
 from lcm.decoding.processors import Chain, chain, process
 from lcm.decoding.requests import Request
@@ -36,9 +36,10 @@ def beam_search(
 ) -> list[Generation]:
     """The `n` best texts for each prompt, by `log P / length^length_penalty`.
 
-    Each step looks at the 2 B likeliest continuations of B beams, so that B of them go on though B
-    end. The search is over when no beam can still beat the worst of n finished texts, whose number
-    of tokens counts the stop token. Settings that change the model's distribution count in P.
+    Each step looks at the (1 + stop tokens) B likeliest continuations of B beams, at 2 B at least,
+    so that B of them go on though all others end. The search is over when no beam can still beat
+    the worst of n finished texts, whose number of tokens counts the stop token. Settings that
+    change the model's distribution count in P.
 
     Raises:
         UserError: for settings, or prompts, that cannot be.
@@ -53,6 +54,8 @@ def beam_search(
         return []
     longest = max(request.tokens for request in requests)
     machine = Engine(fitted(model, longest, full), rows=beams, **(engine or {}))
+    for request in requests:
+        check(machine.spec, machine.tokenizer, request)
     found = []
     for number, request in enumerate(requests):
         best = _Search(machine, request, beams, n, length_penalty).run()
@@ -113,6 +116,7 @@ class _Search:
             self.history,
             self.tokens,
             self.totals,
+            max(2, 1 + len(self.sampling.stop_ids)) * beams,
         )
         totals, parents, tokens = jax.device_get(found)
         chosen = []
@@ -157,7 +161,7 @@ class _Search:
         return text._replace(rank=sum(text.logprobs) / len(text.tokens) ** self.penalty)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
 def _candidates(
     spec: ModelSpec,
     params: Any,
@@ -166,13 +170,14 @@ def _candidates(
     history: History,
     token_R: Array,
     total_R: Array,
+    most: int,
 ) -> tuple[State, tuple[Array, Array, Array]]:
-    """The likeliest 2 B continuations: totals, the beams that they are of, and tokens, `[2 B]`."""
+    """The likeliest continuations: totals, the beams that they are of, and tokens, `[most]`."""
     state, logits_RV = programs.logits(spec, params, state, token_R, jnp.isfinite(total_R))
     _, logits_RV = process(processors, history, logits_RV)
     total_RV = total_R[:, None] + jax.nn.log_softmax(logits_RV, axis=1)
     vocab = total_RV.shape[1]
-    totals, at = jax.lax.top_k(total_RV.reshape(-1), 2 * len(total_R))
+    totals, at = jax.lax.top_k(total_RV.reshape(-1), min(most, total_RV.size))
     return state, (totals, at // vocab, at % vocab)
 
 

@@ -12,7 +12,7 @@ from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
 from lcm.decoding.session import Session
 from lcm.decoding.settings import Sampling
-from lcm.decoding.texts import Prompt, requests_of, run, settings_of
+from lcm.decoding.texts import Prompt, requests_of, settings_of, stream
 from lcm.decoding.texts import generate as generate_texts
 from lcm.errors import UserError
 from lcm.pretrained import Model, changed, load
@@ -27,15 +27,24 @@ def generate(args: argparse.Namespace, overrides: list[str]) -> int:
     model, options = _model(args, overrides), _options(args, overrides)
     if args.batch is not None:
         return _batch(args, model, options)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.out is not None:
+        raise UserError(f"--out={args.out} is of --batch: the text of a prompt is printed")
+    if args.n < 1 or args.beams < 0:
+        raise UserError(f"-n {args.n} --beams {args.beams}: give at least 1 text, and 0 beams")
+    prompt = _standard_input() if args.prompt == "-" else args.prompt
     given: Prompt = [{"role": "user", "content": prompt}] if args.chat else prompt
     if args.beams:
-        options.pop("rows"), options.pop("stop")
+        if options.pop("stop"):
+            raise UserError("--beams searches for tokens and knows no --stop: take --stop-ids")
+        del options["rows"]
         found = beam_search(model, given, beams=args.beams, n=args.n, **options)
     elif args.n > 1:
         found = generate_texts(model, given, n=args.n, **options)
     else:
-        _stream(model, given, options)
+        del options["rows"]
+        for text in stream(model, given, **options):
+            print(text, end="", flush=True)
+        print()
         return 0
     for number, text in enumerate(found):
         print(f"--- {number + 1}, log P = {text.score:.3f}\n{text.text}")
@@ -97,6 +106,13 @@ def _line() -> str | None:
             return line
 
 
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not {error.encoding} at byte {error.start}") from None
+
+
 def _model(args: argparse.Namespace, overrides: list[str]) -> Model:
     return changed(load(args.model), overrides)
 
@@ -121,14 +137,6 @@ def _options(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k not in ("stop", "full", "rows", "engine")}
-
-
-def _stream(model: Model, prompt: Prompt, options: dict[str, Any]) -> None:
-    settings = settings_of(model, _sampling(options))
-    requests = requests_of(model, [prompt], settings, options["stop"])
-    for event in run(model, requests, full=options["full"], rows=1, **options["engine"]):
-        print(event.text, end="", flush=True)
-    print()
 
 
 def _batch(args: argparse.Namespace, model: Model, options: dict[str, Any]) -> int:

@@ -31,22 +31,26 @@ def fitted(model: Any, tokens: int, full: str = "refuse") -> Any:
         UserError: for a longer text under "refuse", an unknown policy, or an encoding that the
             model's own cannot be extended by.
     """
-    names = extensions()
+    check(model, tokens, full)
+    trained = model.cfg.data.length
+    if tokens <= trained or full == "config":
+        return model
+    return extended(model, SLIDE if full == "slide" else full, tokens)
+
+
+def check(model: Any, tokens: int, full: str = "refuse") -> None:
+    """Refuses an unknown policy, and texts of so many tokens under "refuse"."""
+    names, trained = extensions(), model.cfg.data.length
     if full not in ("refuse", "slide", "config", *names):
         raise UserError(
             f"full={full!r} is unknown: choose from refuse, slide, config, {', '.join(names)}"
         )
-    trained = model.cfg.data.length
-    if tokens <= trained or full == "config":
-        return model
-    if full == "refuse":
+    if full == "refuse" and tokens > trained:
         raise UserError(
             f"{tokens} tokens of prompt and generation exceed the context of {trained}: lower "
             "max_new_tokens, shorten the prompt, or choose what to do beyond it by full=slide or "
             "an extension such as full=self_extend; full=config trusts the config's own encoding"
         )
-    name = SLIDE if full == "slide" else full
-    return extended(model, name, tokens / trained)
 
 
 def extensions() -> tuple[str, ...]:
@@ -59,40 +63,44 @@ def extensions() -> tuple[str, ...]:
     )
 
 
-def extended(model: Any, name: str, factor: float) -> Any:
-    """The model under an extension by `factor`, in every layer that sees all keys and rotates.
+def extended(model: Any, name: str, tokens: int) -> Any:
+    """The model under an extension to texts of so many tokens, in every kind of layer that sees all
+    keys and rotates; layers with a window never see further than they were trained to.
 
     Raises:
         UserError: if no layer does, or one's rotation is scaled already.
     """
-    cfg = model.cfg.copy_and_resolve_references()
-    kinds = [kind for kind in cfg.model.kinds.values() if "positions" in kind]
-    changed = 0
-    for entry in (cfg.model, *kinds):
-        own = positions.make(entry.positions)
-        if isinstance(own, RoPE) and not entry.get("window", 0):
-            new = positions.config(_extension(name, own, factor))
-            with entry.unlocked():
-                entry.positions = ConfigDict(new)
-            changed += 1
+    cfg, trained = model.cfg.copy_and_resolve_references(), model.cfg.data.length
+    changed = {}
+    for kind in dict.fromkeys(cfg.model.pattern):
+        own = cfg.model.kinds.get(kind, {})
+        encoding = positions.make(own.get("positions", cfg.model.positions))
+        if isinstance(encoding, RoPE) and not own.get("window", cfg.model.window):
+            new = _extension(name, encoding, trained, tokens)
+            changed[kind] = ConfigDict({**own, "positions": positions.config(new)})
     if not changed:
         raise UserError(
-            f"full={name} extends a rotary encoding, this model has "
-            f"{cfg.model.positions.name}: take full=refuse or full=config"
+            f"full={name} extends a rotary encoding in layers that see all keys, this model has "
+            f"{cfg.model.positions.name} and none of those: take full=refuse or full=config"
         )
+    with cfg.model.kinds.unlocked():
+        cfg.model.kinds.update(changed)
     params = models.adopt(cfg, model.params, jax.random.key(0))
     return model._replace(cfg=cfg, params=params)
 
 
-def _extension(name: str, rope: RoPE, factor: float) -> PositionEncoding:
+def _extension(name: str, rope: RoPE, trained: int, tokens: int) -> PositionEncoding:
     kind = ENCODINGS[name]
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if "rope" in fields:
-        return kind(rope=rope)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    if "rope" in defaults:
+        window = defaults.get("window", 0)  # exact distances, half of those known at the most
+        return kind(rope=rope, **({"window": min(window, trained // 2)} if window else {}))
     if type(rope) is not RoPE:
         raise UserError(
             f"full={name} scales a plain rotary encoding, this one is {type(rope).__name__}: take "
             "a remap, such as self_extend, or full=config"
         )
     own = dataclasses.asdict(rope)
-    return kind(**own, **({"factor": float(factor)} if "factor" in fields else {}))
+    if "length" in defaults:  # dynamic: by the length itself
+        return kind(**own, length=tokens)
+    return kind(**own, **({"factor": tokens / trained} if "factor" in defaults else {}))

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcm import models, nn
+from lcm.data.tokenizers import Tokenizer
 from lcm.decoding import programs
 from lcm.decoding.history import begin
 from lcm.decoding.pages import Pool
 from lcm.decoding.processors import chain
 from lcm.decoding.programs import Rows
-from lcm.decoding.requests import Event, Request
+from lcm.decoding.requests import Event, Request, check_ids
 from lcm.decoding.sampling import keys
 from lcm.decoding.settings import Plan, plan
 from lcm.decoding.text import TextStream
@@ -94,30 +95,24 @@ class Engine:
         requests = list(requests)
         if not requests:
             return
-        for request in requests:
-            models.check_limit(self.spec, request.tokens)
-            self.text(request)
         batch = Batch(self, requests)
         while batch.busy:
             batch.read()
             yield from batch.write()
 
     def text(self, request: Request) -> TextStream:
-        """What its tokens become.
-
-        Raises:
-            UserError: for stop strings of a model that knows no text.
-        """
-        if self.tokenizer is None and request.stop:
-            raise UserError(
-                f"stop={request.stop} cannot be found without a tokenizer: use stop_ids"
-            )
+        """What its tokens become."""
         return TextStream(self.tokenizer or _NoText(), request.stop)
 
     @property
     def packs(self) -> bool:
         """Whether several prompts may be read in one row: not where a ring would lose the first."""
         return not self.rings
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the state of a row can become that of fewer tokens; no ring can, pages do not."""
+        return not self.rings and self.cache == "contiguous"
 
     def slots(self, tokens: int) -> int:
         """Slots of a row for so many tokens."""
@@ -132,6 +127,21 @@ class Engine:
 def _empty(spec: models.ModelSpec, rows: int, slots: int, dtype: jnp.dtype, chunk: int) -> State:
     state = decoder.init_state(spec, rows, slots, dtype, chunk)
     return State(state.used_B, tuple(map(decoder.unstacked, state.layers)))
+
+
+def check(spec: models.ModelSpec, tokenizer: Tokenizer | None, request: Request) -> None:
+    """Refuses a request that no engine of the model could serve.
+
+    Raises:
+        UserError: for more tokens than the model has places for, ids that it has not, settings that
+            leave nothing to draw, and stop strings that are empty or of a model without text.
+    """
+    models.check_limit(spec, request.tokens)
+    check_ids(request.prompt, spec.vocab)
+    plan([request.sampling], spec.vocab, request.tokens)
+    if tokenizer is None and request.stop:
+        raise UserError(f"stop={request.stop} cannot be found without a tokenizer: use stop_ids")
+    TextStream(tokenizer or _NoText(), request.stop)
 
 
 def bucket(tokens: int) -> int:
@@ -218,19 +228,21 @@ class Batch:
     def __init__(
         self, engine: Engine, requests: list[Request], begun: tuple[State, int] | None = None
     ) -> None:
+        for request in requests:
+            check(engine.spec, engine.tokenizer, request)
         self.engine, self.requests = engine, requests
         self.waiting = collections.deque(range(len(requests)))
         longest = max(request.tokens for request in requests)
         settings = [request.sampling for request in requests]
         self.plan: Plan = plan(settings, engine.spec.vocab, longest)
+        self.pool: Pool | None = None
         self.rows: list[_Row | None] = [None] * min(engine.rows, len(requests))
         self.reader: Reader | None = None
         if begun is not None:
             self.reader = Reader(engine, {self.waiting.popleft(): requests[0]}, begun)
-        self.device = self._none()
-        self.pool: Pool | None = None
         if engine.cache == "paged":
             self.pool = self._pool()
+        self.device = self._none()
         # A ring must be one from the beginning; other caches grow as they have to.
         self.slots = engine.slots(longest if engine.rings else requests[0].tokens)
         self.state = self._state()

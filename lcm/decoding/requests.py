@@ -27,6 +27,8 @@ class Request:
                 f"a prompt of token ids has shape {prompt.shape}: give at least one token, such as "
                 "the tokenizer's bos"
             )
+        if not np.issubdtype(prompt.dtype, np.integer):
+            raise UserError(f"a prompt of {prompt.dtype} must be one of token ids, whole numbers")
         object.__setattr__(self, "prompt", prompt.astype(np.int32))
 
     @property
@@ -38,6 +40,16 @@ class Request:
     def read(self) -> int:
         """Tokens to prefill: all but the last, which the first step reads."""
         return len(self.prompt) - 1
+
+
+def check_ids(prompt: np.ndarray, vocab: int, name: str = "a prompt") -> None:
+    """Refuses token ids that are not of the vocabulary."""
+    least, most = prompt.min(), prompt.max()
+    if least < 0 or most >= vocab:
+        raise UserError(
+            f"{name} has token {most if most >= vocab else least}: ids of this model are 0 to "
+            f"{vocab - 1}"
+        )
 
 
 class Event(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from lcm.decoding.engine import Batch, Engine
@@ -38,12 +39,17 @@ class Session:
         finally:
             # The last token has been drawn, and read by no layer.
             self._tokens = np.concatenate([request.prompt, np.array(written[:-1], np.int32)])
-            self._state = batch.state if written else None
+            self._state = batch.state if written and _whole(batch.state) else None
 
     def _begun(self, request: Request) -> tuple[State, int] | None:
         """The state so far, and how many tokens of the prompt it has read."""
-        if self._state is None or self._engine.rings:
+        if self._state is None or not self._engine.goes_back:
             return None
         size = min(len(self._tokens), request.read)
         same = self._tokens[:size] == request.prompt[:size]
         return self._state, int(np.argmin(same)) if not same.all() else size
+
+
+def _whole(state: State) -> bool:
+    """Whether it is there: a step that is interrupted has given it away and not brought another."""
+    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from lcm.errors import UserError
 
@@ -48,8 +50,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _typed(field.name, getattr(self, field.name), field.default)
+            object.__setattr__(self, field.name, value)
         for name in ("banned", "stop_ids"):
-            object.__setattr__(self, name, tuple(int(i) for i in getattr(self, name)))
             _check(name, getattr(self, name), "ids from 0", min((0, *getattr(self, name))) >= 0)
         for name, low, remedy in _AT_LEAST:
             value = getattr(self, name)
@@ -96,6 +100,34 @@ _SHARES = (
     ("top_p", "top_k=1 keeps the likeliest token, 1 switches it off"),
     ("typical_p", "1 switches it off"),
 )
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """A value as its setting has it; what is of another kind, such as may come from JSON, is refused.
+
+    Raises:
+        UserError: for one of another kind.
+    """
+    if isinstance(default, tuple):
+        if isinstance(value, Collection) and not isinstance(value, str) and all(map(_whole, value)):
+            return tuple(map(int, value))
+        kind = "a list of token ids"
+    elif isinstance(default, float):
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            return float(value)
+        kind = "a number"
+    else:
+        if _whole(value):
+            return int(value)
+        if value is None and default is None:
+            return None
+        kind = "a whole number below 2**32"
+    raise UserError(f"{name}={value!r} must be {kind}")
+
+
+def _whole(value: Any) -> bool:
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return integral and abs(value) < 1 << 32
 
 
 def _check(name: str, value: object, limit: str, good: bool, remedy: str = "") -> None:

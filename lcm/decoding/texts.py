@@ -9,7 +9,7 @@ import numpy as np
 from lcm.data.tokenizers import Tokenizer
 from lcm.decoding.context import fitted
 from lcm.decoding.engine import Engine
-from lcm.decoding.requests import Event, Request
+from lcm.decoding.requests import Event, Request, check_ids
 from lcm.decoding.settings import Sampling
 from lcm.errors import UserError
 from lcm.pretrained import chat
@@ -153,24 +153,37 @@ def requests_of(
 def _tokens(model: Any, prompt: Prompt, number: int) -> np.ndarray:
     """A prompt as token ids."""
     if isinstance(prompt, str):
-        tokenizer = _tokenizer(model)
-        first = [tokenizer.bos] if tokenizer.add_bos else []
-        ids = np.concatenate([first, tokenizer.encode(prompt)]).astype(np.int32)
-    elif len(prompt) and isinstance(prompt[0], Mapping):
+        ids = _read(_tokenizer(model), prompt)
+    elif isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
         ids = conversation(model, prompt)
     else:
-        ids = np.asarray(prompt)
+        ids = _array(prompt)
     if not ids.size:
         raise UserError(f"prompt {number} is empty: give it a word, or a token such as the bos")
-    vocab = model.cfg.model.vocab
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"prompt {number} is {ids.dtype} {ids.shape}: give a text or a list of ids")
-    if ids.min() < 0 or ids.max() >= vocab:
-        worst = ids.max() if ids.max() >= vocab else ids.min()
-        raise UserError(
-            f"prompt {number} has token {worst}: ids of this model are 0 to {vocab - 1}"
-        )
+    check_ids(ids, model.cfg.model.vocab, f"prompt {number}")
     return ids
+
+
+def _read(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """A text with the first token before it, where texts have one."""
+    first = [tokenizer.bos] if tokenizer.add_bos else []
+    try:
+        return np.concatenate([first, tokenizer.encode(text)]).astype(np.int32)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a prompt has half of a surrogate pair at character {error.start}, which is no text: "
+            "take it out"
+        ) from None
+
+
+def _array(prompt: Any) -> np.ndarray:
+    """An array, of objects where it can be no other."""
+    try:
+        return np.asarray(prompt)
+    except ValueError:  # lists of different lengths
+        return np.array([*prompt], object)
 
 
 def conversation(model: Any, messages: Messages) -> np.ndarray:
@@ -195,11 +208,10 @@ def _tokenizer(model: Any) -> Tokenizer:
 
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Several prompts, or the one, which is a text or token ids."""
-    one = isinstance(prompts, str) or (
-        len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
-    )
-    return [prompts] if one else list(prompts)
+    """Several prompts, or the one, which is a text, token ids or a conversation."""
+    first = None if isinstance(prompts, str) or not len(prompts) else prompts[0]
+    ids = first is not None and not isinstance(first, str) and np.ndim(first) == 0
+    return [prompts] if isinstance(prompts, str) or ids else list(prompts)
 
 
 def _seeded(sampling: Sampling, number: int) -> Sampling:

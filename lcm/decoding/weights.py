@@ -3,7 +3,7 @@
     bfloat16    products of bfloat16 numbers, summed in float32
     int8        products of int8 numbers with a scale per column, and per row of activations
 
-What is no matrix, such as norms and biases, stays as it is.
+What is no matrix, such as norms and biases, stays as it is, and so does what encodings learn.
 """
 
 from typing import Any
@@ -26,8 +26,9 @@ def laid_out(params: decoder.Params, weights: str = "", release: bool = False) -
         is there twice; `params` are of no use then.
     """
 
-    def layers_of(stacked: Array) -> list[Any]:
-        apart = [_matrix(x, weights) for x in decoder.unstacked(stacked)]
+    def layers_of(path: tuple, stacked: Array) -> list[Any]:
+        apart = decoder.unstacked(stacked)
+        apart = apart if _of_positions(path) else [_matrix(x, weights) for x in apart]
         if release:
             jax.block_until_ready(apart)
             stacked.delete()
@@ -35,8 +36,8 @@ def laid_out(params: decoder.Params, weights: str = "", release: bool = False) -
 
     layers = {}
     for kind, own in params["layers"].items():
-        leaves, shape = jax.tree.flatten(own)
-        columns = [layers_of(leaf) for leaf in leaves]
+        leaves, shape = jax.tree_util.tree_flatten_with_path(own)
+        columns = [layers_of(*leaf) for leaf in leaves]
         layers[kind] = [jax.tree.unflatten(shape, each) for each in zip(*columns, strict=True)]
     ends = {
         name: jax.tree.map(lambda x, name=name: _matrix(x, weights, int(name in TABLES)), own)
@@ -44,6 +45,10 @@ def laid_out(params: decoder.Params, weights: str = "", release: bool = False) -
         if name not in ("layers", "positions")
     }
     return {**params, **ends, "layers": layers}
+
+
+def _of_positions(path: tuple) -> bool:
+    return jax.tree_util.DictKey("positions") in path
 
 
 def _matrix(x: Array, weights: str, axis: int = 0) -> Any:

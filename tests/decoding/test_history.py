@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from .rows import CAPACITY, watch
 
 from lcm.decoding import Sampling, begin, chain, insert, keys, plan, take
+
+from .rows import CAPACITY, watch
 
 VOCAB = 6
 WINDOWS = (None, 0, 1, 3, 7, 200)

@@ -6,11 +6,12 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from .rows import CAPACITY, kept, logits, processed, watch
 
 from lcm.decoding import Sampling, begin, chain, plan
 from lcm.decoding.processors import ORDER
 from lcm.errors import UserError
+
+from .rows import CAPACITY, kept, logits, processed, watch
 
 VOCAB = 500
 STOPS = (7, 11)

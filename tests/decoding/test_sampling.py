@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from .rows import CAPACITY, logits
 
 from lcm.decoding import (
     Sampling,
@@ -20,6 +19,8 @@ from lcm.decoding import (
     sample,
     statistics,
 )
+
+from .rows import CAPACITY, logits
 
 ALARM = 1e-4  # p-values below it fail, with fixed seeds
 
