@@ -103,7 +103,7 @@ _SHARES = (
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """A value as its setting has it; what is of another kind, such as may come from JSON, is refused.
+    """A value as its setting has it; JSON may hold one of another kind.
 
     Raises:
         UserError: for one of another kind.
