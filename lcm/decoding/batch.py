@@ -19,6 +19,8 @@ from lcm.decoding.texts import requests_of, settings_of
 from lcm.errors import UserError
 from lcm.progress import Report
 
+BEGINS = b'{"line": '  # what every line that is written begins with
+
 
 class Line(NamedTuple):
     """A line that can be worked on: its number, what it held, what names it in the output."""
@@ -187,13 +189,16 @@ def _done(target: pathlib.Path) -> set[str]:
         return set()
     except OSError as error:
         raise UserError(f"{target} cannot be read: {error.strerror}: give another --out") from None
-    whole = content[: content.rfind(b"\n") + 1]
+    end = content.rfind(b"\n") + 1
+    whole, rest = content[:end], content[end:]
     try:
         keys = {json.loads(line)["key"] for line in whole.splitlines()}
+        if not rest.startswith(BEGINS[: len(rest)]):
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{target} holds other lines than lcm generate writes: give a new file by --out"
         ) from None
-    if len(whole) < len(content):
-        target.write_bytes(whole)
+    if rest:
+        os.truncate(target, end)
     return keys

@@ -209,9 +209,10 @@ def _tokenizer(model: Any) -> Tokenizer:
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Several prompts, or the one, which is a text, token ids or a conversation."""
-    first = None if isinstance(prompts, str) or not len(prompts) else prompts[0]
-    ids = first is not None and not isinstance(first, str) and np.ndim(first) == 0
-    return [prompts] if isinstance(prompts, str) or ids else list(prompts)
+    if isinstance(prompts, str):
+        return [prompts]
+    whole = len(prompts) and not isinstance(prompts[0], str) and not _array(prompts[0]).ndim
+    return [prompts] if whole else list(prompts)
 
 
 def _seeded(sampling: Sampling, number: int) -> Sampling:
