@@ -53,8 +53,8 @@ def run(
 ) -> Outcome:
     """Writes a line to `target` for each line of `source` that is not there yet.
 
-    A line there names the line, its settings and the model's config here by a hash, so a changed
-    one is done anew. A last line that a crash has cut off is taken away. Arguments as of
+    A line there names the line, its settings and the model's config and step here by a hash, so a
+    changed one is done anew. A last line that a crash has cut off is taken away. Arguments as of
     `generate`; `complain` is told of each broken line as it is found.
 
     Raises:
@@ -63,7 +63,8 @@ def run(
     settings_of(model, sampling)
     context.check(model, 0, full)
     defaults = {**sampling, "stop": [stop] if isinstance(stop, str) else list(stop)}
-    own = sorted(map(str, {**defaults, **(engine or {})}.items())), full, model.step
+    numbers = {name: (engine or {}).get(name, "") for name in ("weights", "cache_dtype")}
+    own = sorted(map(str, {**defaults, **numbers}.items())), full, model.step
     lines, broken = _read(source, [*own, model.cfg.to_json_best_effort()])
     work: list[tuple[Line, Request]] = []
     for line in lines:

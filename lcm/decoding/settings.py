@@ -114,7 +114,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         kind = "a list of token ids"
     elif isinstance(default, float):
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            return float(value)
+            return value if isinstance(value, int | float) else float(value)
         kind = "a number"
     else:
         if _whole(value):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lcm.models import decoder
-from lcm.nn.dense import Int8, quantised
+from lcm.nn.dense import Int8
+from lcm.ops.int8 import quantised
 from lcm.types import Array
 
 WEIGHTS = ("", "float32", "bfloat16", "int8")

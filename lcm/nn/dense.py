@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.ops.int8 import MOST, quantised
 from lcm.ops.platform import platform
 from lcm.types import Array
-
-INT8 = 127  # largest number of a symmetric int8
 
 
 def dense(x: Array, w_DF: Any) -> Array:
@@ -83,17 +82,10 @@ class Int8:
         """The product over an axis, float32."""
         high_ND, scale_N1 = quantised(x_ND, 1)
         rest_ND = x_ND.astype(jnp.float32) / jnp.where(scale_N1 > 0, scale_N1, 1.0) - high_ND
-        low_ND = jnp.round(rest_ND * (2 * INT8)).astype(jnp.int8)  # the rest is within a half
+        low_ND = jnp.round(rest_ND * (2 * MOST)).astype(jnp.int8)  # the rest is within a half
         both = _matmul(jnp.concatenate([high_ND, low_ND]), self.q, jnp.int32, axis)
         high_NF, low_NF = jnp.split(both.astype(jnp.float32), 2)
-        return (high_NF + low_NF / (2 * INT8)) * scale_N1 * self.scale_F
-
-
-def quantised(x: Array, axis: int) -> tuple[Array, Array]:
-    """int8 and float32 scales, one for each place off the axis, kept as an axis of size 1."""
-    wide = x.astype(jnp.float32)
-    scale = jnp.abs(wide).max(axis, keepdims=True) / INT8
-    return jnp.round(wide / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), scale
+        return (high_NF + low_NF / (2 * MOST)) * scale_N1 * self.scale_F
 
 
 def matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, *, depth: int | None = None) -> nnx.Param:

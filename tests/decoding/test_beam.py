@@ -36,7 +36,7 @@ def every_text(model, prompt, stops) -> dict[tuple[int, ...], float]:
 
 
 @pytest.mark.parametrize("penalty", [1.0, 0.0, -0.7, 2.0])
-@pytest.mark.parametrize("stops", [(1,), (1, 2), ()])
+@pytest.mark.parametrize("stops", [(1,), pytest.param((), marks=pytest.mark.slow), (1, 2)])
 def test_as_many_beams_as_texts_find_the_best(stops, penalty):
     model, prompt, n = tiny.model(*TOY), [3, 0, 2], 8
     found = beam_search(
@@ -102,7 +102,7 @@ def test_scores_are_those_of_the_model(kind):
         assert kind == "ring" or len({*text.tokens, *prompt}) == len({*prompt}) + 12
 
 
-@pytest.mark.parametrize(("penalty", "stops"), [(1.0, [3]), (0.6, [3, 7, 11, 20]), (0.0, [5, 9])])
+@pytest.mark.parametrize(("penalty", "stops"), [(1.0, [3]), (0.6, [3, 7, 11, 20])])
 def test_transformers_finds_the_same(penalty, stops, tmp_path):
     torch = pytest.importorskip("torch", reason="transformers computes with torch")
     transformers = pytest.importorskip("transformers")

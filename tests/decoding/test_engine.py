@@ -61,7 +61,7 @@ def requests(longest: int = 24):
 
 CASES = [
     pytest.param(kind, marks=pytest.mark.slow)
-    if kind in ("window", "self_extend", "yarn", "nope", "learned", "chain")
+    if kind in ("window", "self_extend", "yarn", "nope", "learned", "chain", "dual_chunk")
     else kind
     for kind in KINDS
 ]

@@ -8,7 +8,8 @@ import pytest
 from lcm.decoding import Engine, programs
 from lcm.errors import UserError
 from lcm.models import decoder
-from lcm.nn.dense import Int8, product, product_with_rows, quantised
+from lcm.nn.dense import Int8, product, product_with_rows
+from lcm.ops.int8 import quantised
 
 from . import tiny
 

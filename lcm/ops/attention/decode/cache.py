@@ -10,9 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lcm.ops import int8
 from lcm.types import Array, Keys, Values
-
-INT8 = 127  # largest number of a symmetric int8
 
 
 @jax.tree_util.register_dataclass
@@ -191,10 +190,8 @@ def append(
 
 def quantised(x_BLGK: Array) -> tuple[Array, Array]:
     """int8 and float32 scales `[B, L, G]`: `x = scale q` to within half a scale."""
-    x = x_BLGK.astype(jnp.float32)
-    scale = jnp.abs(x).max(-1) / INT8
-    q = jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None])
-    return q.astype(jnp.int8), scale
+    q_BLGK, scale_BLG1 = int8.quantised(x_BLGK, -1)
+    return q_BLGK, scale_BLG1[..., 0]
 
 
 def _check_room(cache: Cache, counts_B: Array, page_BL: Array, kept_BL: Array, ring: bool) -> None:
