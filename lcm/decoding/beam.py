@@ -102,8 +102,8 @@ class _Search:
             self._step()
             if self._over():
                 break
-        texts = [self._ranked(text) for text in self.live if text.tokens] + self.finished
-        return sorted(texts, key=lambda text: -text.rank)[: self.n]
+        whole = [self._ranked(text) for text in self.live if len(text.tokens) == self.most]
+        return sorted(whole + self.finished, key=lambda text: -text.rank)[: self.n]
 
     def _step(self) -> None:
         beams = len(self.live)
