@@ -78,7 +78,7 @@ BROKEN = {
     b'{"messages": []}': "prompt 0 is empty",
     b'{"messages": [{"role": "me", "content": "a"}]}': "message 0 has role 'me'",
     b'{"prompt": "a", "temperature": "hot"}': "temperature='hot' must be a number",
-    b'{"prompt": "a", "temperature": -1}': "temperature=-1.0 must be at least 0",
+    b'{"prompt": "a", "temperature": -1}': "temperature=-1 must be at least 0",
     b'{"prompt": "a", "temperature": NaN}': "temperature=nan must be at least 0",
     b'{"prompt": "a", "max_new_tokens": 2.5}': "max_new_tokens=2.5 must be a whole number",
     b'{"prompt": "a", "max_new_tokens": true}': "max_new_tokens=True must be a whole number",

@@ -122,7 +122,7 @@ REFUSED = {
     "name": ([1], {"temprature": 1}, "temprature=1 is no setting: those are banned, stop_ids"),
     "policy": ([1], {"full": "slid"}, "full='slid' is unknown: choose from refuse, slide, config"),
     "long": ([1, 2], {"max_new_tokens": 31}, "33 tokens .* exceed the context of 32: lower"),
-    "temperature": ([1], {"temperature": -1}, "temperature=-1.0 must be at least 0"),
+    "temperature": ([1], {"temperature": -1}, "temperature=-1 must be at least 0"),
     "nan": ([1], {"temperature": NAN}, "temperature=nan must be at least 0"),
     "text": ([1], {"temperature": "hot"}, "temperature='hot' must be a number"),
     "truth": ([1], {"top_k": True}, "top_k=True must be a whole number"),
