@@ -40,7 +40,7 @@ FACTOR = 2  # of the trained length, what methods with a factor are set to at ev
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("", ()),
     "yarn": ("yarn", ()),
-    "dynamic ntk": ("dynamic_ntk", ("length={n}",)),
+    "dynamic ntk": ("dynamic_ntk", ("length={n}", f"factor={FACTOR}")),
     "self-extend": ("self_extend", ("group=4", "window={w}")),
     "dual chunk": ("dual_chunk", ()),
     "lm-infinite": ("lm_infinite", ()),

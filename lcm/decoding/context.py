@@ -35,7 +35,7 @@ def fitted(model: Any, tokens: int, full: str = "refuse") -> Any:
     trained = model.cfg.data.length
     if tokens <= trained or full == "config":
         return model
-    return extended(model, SLIDE if full == "slide" else full, tokens)
+    return extended(model, SLIDE if full == "slide" else full, tokens / trained)
 
 
 def check(model: Any, tokens: int, full: str = "refuse") -> None:
@@ -63,9 +63,9 @@ def extensions() -> tuple[str, ...]:
     )
 
 
-def extended(model: Any, name: str, tokens: int) -> Any:
-    """The model under an extension to texts of so many tokens, in every kind of layer that sees all
-    keys and rotates; layers with a window never see further than they were trained to.
+def extended(model: Any, name: str, factor: float) -> Any:
+    """The model under an extension by `factor`, in every kind of layer that sees all keys and
+    rotates; layers with a window never see further than they were trained to.
 
     Raises:
         UserError: if no layer does, or one's rotation is scaled already.
@@ -76,20 +76,25 @@ def extended(model: Any, name: str, tokens: int) -> Any:
         own = cfg.model.kinds.get(kind, {})
         encoding = positions.make(own.get("positions", cfg.model.positions))
         if isinstance(encoding, RoPE) and not own.get("window", cfg.model.window):
-            new = _extension(name, encoding, trained, tokens)
-            changed[kind] = ConfigDict({**own, "positions": positions.config(new)})
+            changed[kind] = ConfigDict(
+                positions.config(_extension(name, encoding, trained, factor))
+            )
     if not changed:
         raise UserError(
             f"full={name} extends a rotary encoding in layers that see all keys, this model has "
             f"{cfg.model.positions.name} and none of those: take full=refuse or full=config"
         )
-    with cfg.model.kinds.unlocked():
-        cfg.model.kinds.update(changed)
+    with cfg.model.unlocked():
+        for kind, new in changed.items():
+            if cfg.model.kinds:
+                cfg.model.kinds[kind] = {**cfg.model.kinds.get(kind, {}), "positions": new}
+            else:
+                cfg.model.positions = new
     params = models.adopt(cfg, model.params, jax.random.key(0))
     return model._replace(cfg=cfg, params=params)
 
 
-def _extension(name: str, rope: RoPE, trained: int, tokens: int) -> PositionEncoding:
+def _extension(name: str, rope: RoPE, trained: int, factor: float) -> PositionEncoding:
     kind = ENCODINGS[name]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     if "rope" in defaults:
@@ -102,5 +107,5 @@ def _extension(name: str, rope: RoPE, trained: int, tokens: int) -> PositionEnco
         )
     own = dataclasses.asdict(rope)
     if "length" in defaults:  # dynamic: by the length itself
-        return kind(**own, length=tokens)
-    return kind(**own, **({"factor": tokens / trained} if "factor" in defaults else {}))
+        return kind(**own, length=round(factor * trained))
+    return kind(**own, **({"factor": float(factor)} if "factor" in defaults else {}))
