@@ -65,13 +65,14 @@ def changed(model: Model, overrides: Sequence[str]) -> Model:
     """The model under overrides of its config, with what new encodings learn as it begins.
 
     Raises:
-        ConfigError: for an unknown key, or a value that cannot be.
+        ConfigError: for an unknown key, a value that cannot be, or a model of other weights.
     """
     if not overrides:
         return model
     cfg = config.override(model.cfg, overrides)
     config.check_keys(cfg)
     adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
+    models.check_params(cfg, adopted)
     return model._replace(cfg=cfg, params=adopted)
 
 

@@ -18,15 +18,9 @@ STOPS = (7, 11)
 PROMPT = np.random.default_rng(3).integers(0, 12, 30)
 
 
-def transformers():
-    pytest.importorskip("torch")
-    return pytest.importorskip("transformers.generation.logits_process")
-
-
 def theirs(make, logits_RV, prompt=PROMPT):
-    import torch
-
-    processors = make(transformers())
+    torch = pytest.importorskip("torch", reason="transformers computes with torch")
+    processors = make(pytest.importorskip("transformers.generation.logits_process"))
     ids = torch.tensor(np.tile(prompt, (len(logits_RV), 1)))
     out = torch.tensor(logits_RV)
     for processor in processors if isinstance(processors, list) else [processors]:
