@@ -29,6 +29,21 @@ class LayerSpec:
     depth: int
     length: int
     backend: str
+    state: int
+    conv: int
+    expand: float
+    groups: int
+    recurrence_chunk: int
+
+    @property
+    def inner(self) -> int:
+        """Channels of a recurrent layer, all heads together."""
+        return round(self.width * self.expand)
+
+    @property
+    def attends(self) -> bool:
+        """Whether its mixer is attention, the one that positions are for."""
+        return self.mixer == "attention"
 
     @property
     def dims(self) -> Dims:

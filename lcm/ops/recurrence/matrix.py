@@ -29,6 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.recurrence.inverse import inverse
 from lcm.ops.recurrence.pieces import chunked, joined, scan
 from lcm.ops.recurrence.reference import Erase, by_head, cleared, matrix_step
 from lcm.types import Array
@@ -91,7 +92,13 @@ def op_matrix(
 
 
 def _check(
-    q: Array, k: Array, v: Array, log_decay: Array, erase: Erase | None, S0: Array | None, chunk: int
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    erase: Erase | None,
+    S0: Array | None,
+    chunk: int,
 ) -> None:
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1: give the number of tokens at a time")
@@ -139,14 +146,7 @@ def _chunk(how: type, S: Array, reset_BC: Array, xs: tuple) -> tuple[Array, Arra
         a, b = erase
         found = how.read(a, spans.entry_before, S)
         found += _within(how.scores(a, k, spans, strict=True), v_BGRCP)
-        # Unit diagonals are not read: -A_ab stands for I - A_ab.
-        u_BGRCP = jax.lax.linalg.triangular_solve(
-            -how.scores(a, b, spans, strict=True),
-            found,
-            left_side=True,
-            lower=True,
-            unit_diagonal=True,
-        )
+        u_BGRCP = _within(inverse(how.scores(a, b, spans, strict=True)), found)
         y += _within(how.scores(q, b, spans), u_BGRCP)
         after += how.write(b, spans.after, u_BGRCP)
     return after, y.transpose(0, 3, 1, 2, 4).astype(v.dtype)
