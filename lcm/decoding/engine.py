@@ -121,7 +121,8 @@ class Engine:
 
     def state(self, rows: int, slots: int) -> State:
         """An empty state whose layers lie apart."""
-        return _empty(self.spec, rows, slots, jnp.dtype(self.cache_dtype), self.chunk)
+        most = bucket(self.chunk)  # what a chunk is filled up to
+        return _empty(self.spec, rows, slots, jnp.dtype(self.cache_dtype), most)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

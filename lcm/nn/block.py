@@ -16,8 +16,8 @@ from lcm.types import Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
 # is a pytree of its own or None and shared holds parameters of the position encoding, and with the
-# static methods `init_state`, `whole`, `flops` and `state_bytes` of `Attention`; what the engine does
-# with a state, `RecurrentState` can do.
+# static methods `init_state`, `whole`, `flops` and `state_bytes` of `Attention`. The engine asks of
+# a state what `RecurrentState` has.
 MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
     "mamba2": Mamba2,

@@ -69,7 +69,7 @@ def entered(
     found, wanted = jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, fresh)
     if found != wanted:
         raise ValueError(
-            f"the state {_told(state)} is of another config or batch, this layer has "
+            f"the state {_told(state)} is of another config, this layer has "
             f"{_told(fresh)}: make it with init_state of this config"
         )
     reset_BL, segment_B = boundaries(context.segments_BL, state.segment_B)

@@ -156,15 +156,15 @@ def test_padding_of_a_call_leaves_the_state_alone(model):
     cfg, params = model
     row, at = tokens(2), context(2)
     want, _ = models.apply(cfg, params, row, at)
-    pad = lambda x, before, behind: jnp.pad(x, ((0, 0), (before, behind)))  # noqa: E731
-    take = lambda x, a, b, c, d: jnp.concatenate(  # noqa: E731
-        [pad(x[:1, a:b], 0, 3), pad(x[1:, c:d], 3, 0)]
-    )
+
+    def take(x, start, end):
+        behind, before = (jnp.pad(x[:, start:end], ((0, 0), pads)) for pads in ((0, 3), (3, 0)))
+        return jnp.concatenate([behind[:1], before[1:]])
+
     state, got = models.init_state(cfg, 2, LENGTH), []
     for start, end in ((0, 9), (9, 18)):
-        piece = start, end, start, end
-        here = jax.tree.map(lambda x, piece=piece: take(x, *piece), at)
-        logits, state = models.apply(cfg, params, take(row, *piece), here, state)
+        here = Context(*(take(x, start, end) for x in at))
+        logits, state = models.apply(cfg, params, take(row, start, end), here, state)
         got.append(jnp.stack([logits[0, :-3], logits[1, 3:]]))
     np.testing.assert_allclose(jnp.concatenate(got, 1), want[:, :18], atol=2e-5)
     assert state.used_B.tolist() == [18] * 2
