@@ -47,7 +47,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.conv": (4, "taps of the convolution before a recurrence, W"),
     "model.expand": (2.0, "channels of a recurrent layer, as a multiple of the width"),
     "model.groups": (1, "groups of heads that share B and C in Mamba-2, G"),
-    "model.recurrence_chunk": (128, "tokens of a recurrence that are computed at once"),
+    "model.recurrence_chunk": (
+        0,
+        "tokens of a recurrence computed at once; 0 chooses by the device",
+    ),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),

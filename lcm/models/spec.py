@@ -177,9 +177,13 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
 
 def _check_recurrent(where: str, get: Any) -> None:
     """Refuses sizes of a recurrent layer that do not go together."""
-    for key in ("state", "conv", "expand", "groups", "recurrence_chunk", "heads"):
+    for key in ("state", "conv", "expand", "groups", "heads"):
         if get(key) <= 0:
             raise ConfigError(f"{where}.{key}={get(key)} must be more than 0")
+    if get("recurrence_chunk") < 0:
+        raise ConfigError(
+            f"{where}.recurrence_chunk={get('recurrence_chunk')} is negative: 0 chooses it"
+        )
     heads, groups, inner = get("heads"), get("groups"), get("width") * get("expand")
     channels = f"{inner:g} channels (model.width={get('width')} times expand={get('expand'):g})"
     if inner != round(inner):

@@ -105,7 +105,7 @@ REFUSED = {
     "model.head_size=48": "head_size=48 times model.heads=2 is not 64 channels",
     "model.groups=3": "model.groups=3 does not divide model.heads=2",
     "model.conv=0": "model.conv=0 must be more than 0",
-    "model.recurrence_chunk=0": "model.recurrence_chunk=0 must be more than 0",
+    "model.recurrence_chunk=-1": "model.recurrence_chunk=-1 is negative: 0 chooses it",
 }
 
 

@@ -248,7 +248,7 @@ def test_refused():
         op_matrix(q, k, v, log_decay[..., :3])
     with pytest.raises(ValueError, match=r"S0 .* is a state of another layer"):
         op_matrix(q, k, v, log_decay, S0_BHNP=S0[:, :2])
-    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
-        op_matrix(q, k, v, log_decay, chunk=0)
-    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
-        op_diag(*diag_case(), chunk=0)
+    with pytest.raises(ValueError, match="chunk=-1 is negative"):
+        op_matrix(q, k, v, log_decay, chunk=-1)
+    with pytest.raises(ValueError, match="chunk=-1 is negative"):
+        op_diag(*diag_case(), chunk=-1)

@@ -5,10 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lcm.ops.recurrence.pieces import chunked, joined
+from lcm.ops.recurrence.pieces import chunk_of, chunked, joined
 from lcm.types import Array
 
-CHUNK = 256
+# Tokens at a time where none are given. A CPU is fastest without the extra work of scanning them
+# together (tests/benchmarks/recurrence.py); elsewhere each step costs as much as many tokens.
+ON_CPU, CHUNK = 1, 256
 
 
 def op_diag(
@@ -17,17 +19,21 @@ def op_diag(
     h0: Array | None = None,
     reset_BL: Array | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int = 0,
 ) -> tuple[Array, Array]:
     """All states `h_t` and the last one, float32, of `a` and `b` `[B, L, ...]`.
 
     h0: the state before, `[B, ...]`, 0 by default.
     reset_BL: bool, where a document begins: there `h_t = b_t`.
-    chunk: tokens that are scanned at once, in steps whose number is its logarithm; chunks follow
-        one another. The backward pass keeps `a` and what is given out.
+    chunk: tokens that are scanned together, in a logarithm of their number of steps; chunks follow
+        one another. 0 chooses by the device.
+
+    The backward pass keeps `a` and what is given out.
+
+    Raises:
+        ValueError: for a negative chunk.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1: give the number of tokens at a time")
+    chunk = chunk_of(chunk, ON_CPU, CHUNK)
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0.astype(jnp.float32)
     if reset_BL is not None:
@@ -63,6 +69,11 @@ def _scan(chunk: int, a: Array, b: Array, h0: Array, reverse: bool = False) -> A
     length = a.shape[1]
     if length == 1:
         return a * h0[:, None] + b
+
+    if chunk == 1:
+        one = lambda h, ab: (ab[0] * h + ab[1],) * 2  # noqa: E731
+        xs = a.swapaxes(0, 1), b.swapaxes(0, 1)
+        return jax.lax.scan(one, h0, xs, reverse=reverse)[1].swapaxes(0, 1)
 
     def step(h: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
         decay, own = jax.lax.associative_scan(_after, xs, axis=1, reverse=reverse)

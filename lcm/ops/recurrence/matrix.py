@@ -30,11 +30,11 @@ import jax
 import jax.numpy as jnp
 
 from lcm.ops.recurrence.inverse import inverse
-from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
 from lcm.ops.recurrence.reference import Erase, by_head, cleared, matrix_step
 from lcm.types import Array
 
-CHUNK = 128
+ON_CPU, CHUNK = 64, 256  # tokens at a time where none are given
 SUBCHUNK = 16  # tokens whose decays by channel are multiplied out
 
 
@@ -47,7 +47,7 @@ def op_matrix(
     S0_BHNP: Array | None = None,
     reset_BL: Array | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int = 0,
 ) -> tuple[Array, Array]:
     """The outputs `y` `[B, L, H, P]` in the dtype of `v`, and the last state `[B, H, N, P]`.
 
@@ -55,15 +55,16 @@ def op_matrix(
     log_decay: l, finite and at most 0, of a head `[B, L, H]`, or of its channels `[B, L, H, N]`.
     S0: the state before, 0 by default.
     reset_BL: bool, where a document begins.
-    chunk: tokens that are multiplied at once. The backward pass keeps the arguments and one state
-        of each chunk.
+    chunk: tokens that are multiplied at once; 0 chooses by the device. The backward pass keeps the
+        arguments and one state of each chunk.
 
     Sums are float32, and so are states and decays whatever the dtype of the rest.
 
     Raises:
         ValueError: for heads that do not share evenly, or shapes that do not fit.
     """
-    _check(q_BLGN, k_BLGN, v_BLHP, log_decay, erase, S0_BHNP, chunk)
+    _check(q_BLGN, k_BLGN, v_BLHP, log_decay, erase, S0_BHNP)
+    chunk = chunk_of(chunk, ON_CPU, CHUNK)
     batch, length, heads, width = v_BLHP.shape
     by_channel = log_decay.ndim == 4
     wide = log_decay.astype(jnp.float32)
@@ -98,10 +99,7 @@ def _check(
     log_decay: Array,
     erase: Erase | None,
     S0: Array | None,
-    chunk: int,
 ) -> None:
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1: give the number of tokens at a time")
     rows, heads, (states, width) = v.shape[:2], v.shape[2], (q.shape[-1], v.shape[-1])
     for name, x in zip(("q", "k", "a", "b"), (q, k, *(erase or ())), strict=False):
         if (*x.shape[:2], x.shape[-1]) != (*rows, states) or heads % x.shape[2]:

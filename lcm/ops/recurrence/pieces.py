@@ -7,10 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.platform import platform
 from lcm.types import Array
 
 # `body(state, fixed, moving) -> (state, y)`; the arrays of `fixed` have no gradient.
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def chunk_of(given: int, on_cpu: int, elsewhere: int) -> int:
+    """The tokens of a chunk: those that are given, or 0 for what suits the device.
+
+    Raises:
+        ValueError: for less.
+    """
+    if given < 0:
+        raise ValueError(f"chunk={given} is negative: give a number of tokens, or 0 to choose it")
+    return given or (on_cpu if platform() == "cpu" else elsewhere)
 
 
 def chunked(x_BL: Array, chunk: int, fill: float = 0) -> Array:
