@@ -164,20 +164,20 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         depth=get("depth"),
         length=length,
         backend=get("backend"),
-        state=get("state"),
-        conv=get("conv"),
-        expand=float(get("expand")),
-        groups=get("groups"),
-        recurrence_chunk=get("recurrence_chunk"),
+        **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
     return layer
 
 
+# What an attention layer has nothing of.
+RECURRENT_KEYS = "state", "conv", "expand", "groups", "recurrence_chunk"
+
+
 def _check_recurrent(where: str, get: Any) -> None:
     """Refuses sizes of a recurrent layer that do not go together."""
-    for key in ("state", "conv", "expand", "groups", "heads"):
+    for key in ("heads", *RECURRENT_KEYS[:-1]):
         if get(key) <= 0:
             raise ConfigError(f"{where}.{key}={get(key)} must be more than 0")
     if get("recurrence_chunk") < 0:
@@ -222,11 +222,7 @@ LAYER_KEYS = frozenset(
         "biases",
         "positions",
         "backend",
-        "state",
-        "conv",
-        "expand",
-        "groups",
-        "recurrence_chunk",
+        *RECURRENT_KEYS,
     ]
 )
 

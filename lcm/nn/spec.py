@@ -7,7 +7,10 @@ from lcm.positions import Dims, PositionEncoding
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
-    """The sizes and choices of one kind of layer; the keys of `config.model` give their meaning."""
+    """The sizes and choices of one kind of layer; the keys of `config.model` give their meaning.
+
+    Those of recurrent layers, from `state` on, are 0 in a layer of attention.
+    """
 
     mixer: str
     mlp: str

@@ -6,13 +6,12 @@
 
 Microseconds per token, batch 1, float32, 4 heads of 64 and a state of 64: `fwd` forward alone,
 `both` forward with the gradients of all arguments. Linear in length is the same number in each row;
-`growth` is the time at a length to that at the one before, by the ratio of lengths. Medians over
+`growth` is the time at a length to that at the one before, by the ratio of lengths. The fastest of
 runs in one process, sides in turn. `--peer` is a Mamba-2 mixer of width 256, forward.
 """
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +75,7 @@ def prepared(function: Callable[..., Any], length: int, backward: bool) -> Calla
     return run
 
 
-def medians(sides: list[Callable[[], Any]], runs: int) -> list[float]:
+def fastest(sides: list[Callable[[], Any]], runs: int) -> list[float]:
     """Seconds of sides that take turns."""
     times: list[list[float]] = [[] for _ in sides]
     for _ in range(runs):
@@ -84,7 +83,7 @@ def medians(sides: list[Callable[[], Any]], runs: int) -> list[float]:
             start = time.perf_counter()
             run()
             found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
+    return [min(found) for found in times]
 
 
 def table(lengths: list[int], runs: int) -> None:
@@ -92,7 +91,7 @@ def table(lengths: list[int], runs: int) -> None:
         before: tuple[int, list[float]] | None = None
         for length in lengths:
             sides = [prepared(function, length, backward) for function in SIDES.values()]
-            found = medians(sides, runs)
+            found = fastest(sides, runs)
             cells = []
             for at, (name, seconds) in enumerate(zip(SIDES, found, strict=True)):
                 growth = ""
@@ -131,7 +130,7 @@ def peer(length: int, runs: int) -> None:
     run_ours = lambda: jax.block_until_ready(ours(params, x_BLD))  # noqa: E731
     run_ours()
     run_theirs()
-    mine, other = medians([run_ours, run_theirs], runs)
+    mine, other = fastest([run_ours, run_theirs], runs)
     print(f"{length} tokens: {1e3 * mine:.1f} ms, transformers {1e3 * other:.1f} ms")
     print(f"{other / mine:.1f} times as fast")
 
