@@ -121,8 +121,7 @@ class Engine:
 
     def state(self, rows: int, slots: int) -> State:
         """An empty state whose layers lie apart."""
-        most = bucket(self.chunk)  # what a chunk is filled up to
-        return _empty(self.spec, rows, slots, jnp.dtype(self.cache_dtype), most)
+        return _empty(self.spec, rows, slots, jnp.dtype(self.cache_dtype), self.chunk)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

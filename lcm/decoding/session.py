@@ -48,7 +48,8 @@ class Session:
         size = min(len(self._tokens), request.read)
         same = self._tokens[:size] == request.prompt[:size]
         count = int(np.argmin(same)) if not same.all() else size
-        if count < len(self._tokens) and not self._engine.goes_back:
+        # What it has read may be more than has been told, where it was interrupted.
+        if count < int(self._state.used_B[0]) and not self._engine.goes_back:
             return None
         return self._state, count
 

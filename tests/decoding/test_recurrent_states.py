@@ -86,6 +86,26 @@ def test_a_session_goes_on_and_begins_anew_where_texts_part(model, monkeypatch):
     assert sum(read) == 9
 
 
+def test_a_step_whose_token_was_never_told(model, monkeypatch):
+    """The state has read a token that nobody knows of, so it is no use."""
+    session = Session(Engine(model, rows=1, chunk=8))
+    told = []
+
+    def interrupted(drawn):
+        told.append(drawn)
+        if len(told) == 4:
+            raise KeyboardInterrupt
+        return device_get(drawn)
+
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written(session.run(request(PROMPTS[0])))
+    monkeypatch.undo()
+    longer = [*PROMPTS[0], *naive(model, PROMPTS[0])[:3], 5]
+    assert written(session.run(request(longer)))[0] == naive(model, longer)
+
+
 def test_what_it_cannot_do_is_refused(model):
     with pytest.raises(UserError, match="a window or a recurrent state"):
         Engine(model, cache="paged")
