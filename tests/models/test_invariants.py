@@ -45,9 +45,9 @@ VARIANTS = {
         "model.kinds.bare.positions=nope",
     ],
     "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.groups=2", "model.heads=4"],
-    "rg-lru": ["model.pattern=rglru", "model.biases=all"],
     "griffin": [
-        "model.depth=4",
+        "model.biases=all",
+        "model.depth=3",
         "model.pattern=rglru,rglru,local",
         "model.kinds.rglru.mixer=rglru",
         "model.kinds.rglru.expand=1",
