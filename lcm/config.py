@@ -23,7 +23,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.mixer": ("attention", "what mixes positions; see lcm.nn.MIXERS"),
     "model.mlp": (
         "swiglu",
-        "feed-forward layer: swiglu, geglu (tanh GELU), gelu (tanh) or gelu_exact (erf)",
+        "feed-forward layer: swiglu, geglu (tanh GELU), gelu (tanh), gelu_exact (erf) or none",
     ),
     "model.width": (128, "width of the residual stream, D"),
     "model.depth": (4, "number of layers"),
@@ -42,6 +42,14 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.backend": (
         "auto",
         "implementation of attention: auto, pallas, blockwise, reference",
+    ),
+    "model.state": (128, "numbers that a channel of a recurrent layer keeps, N"),
+    "model.conv": (4, "taps of the convolution before a recurrence, W"),
+    "model.expand": (2.0, "channels of a recurrent layer, as a multiple of the width"),
+    "model.groups": (1, "groups of heads that share B and C in Mamba-2, G"),
+    "model.recurrence_chunk": (
+        0,
+        "tokens of a recurrence computed at once; 0 chooses by the device",
     ),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
@@ -146,6 +154,7 @@ def with_defaults(cfg: ConfigDict) -> ConfigDict:
 def shrink(cfg: ConfigDict) -> ConfigDict:
     """Makes a config small enough for a test, keeping everything that is not a size."""
     cfg.model.update(width=32, depth=max(2, len(cfg.model.pattern)), heads=2, head_size=0)
+    cfg.model.update(state=min(cfg.model.state, 8), recurrence_chunk=8)
     cfg.model.update(hidden=0, kv_heads=min(cfg.model.kv_heads, 1))
     cfg.data.length = 32
     cfg.train.update(steps=20, warmup=4, batch=8, log_every=5)

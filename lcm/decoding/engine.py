@@ -75,16 +75,16 @@ class Engine:
         self.params = laid_out(model.params, weights, release)
         self.rows, self.chunk, self.cache, self.pages = rows, chunk, cache, pages
         self.cache_dtype = cache_dtype or self.spec.dtype
-        if cache == "paged" and self.rings:
+        if cache == "paged" and not self.whole:
             raise UserError(
-                "cache=paged keeps every token, this model sees a window: take cache=contiguous, "
-                "which keeps the window alone"
+                "cache=paged keeps every token, a layer of this model keeps a window or a "
+                "recurrent state: take cache=contiguous, which keeps that alone"
             )
 
     @functools.cached_property
-    def rings(self) -> bool:
-        """Whether a layer of the model keeps a window alone."""
-        return any(nn.reach(layer)[1] for layer in self.spec.layers)
+    def whole(self) -> bool:
+        """Whether every layer keeps every token, so that some of them can be taken out."""
+        return all(map(nn.whole, self.spec.layers))
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """The tokens of all requests, as they come; those of one request in their order.
@@ -106,13 +106,14 @@ class Engine:
 
     @property
     def packs(self) -> bool:
-        """Whether several prompts may be read in one row: not where a ring would lose the first."""
-        return not self.rings
+        """Whether several prompts may be read in one row: not where the last ones push out the
+        first."""
+        return self.whole
 
     @property
     def goes_back(self) -> bool:
-        """Whether the state of a row can become that of fewer tokens; no ring can, pages do not."""
-        return not self.rings and self.cache == "contiguous"
+        """Whether the state of a row can become that of fewer tokens; pages do not."""
+        return self.whole and self.cache == "contiguous"
 
     def slots(self, tokens: int) -> int:
         """Slots of a row for so many tokens."""
@@ -244,7 +245,7 @@ class Batch:
             self.pool = self._pool()
         self.device = self._none()
         # A ring must be one from the beginning; other caches grow as they have to.
-        self.slots = engine.slots(longest if engine.rings else requests[0].tokens)
+        self.slots = engine.slots(requests[0].tokens if engine.whole else longest)
         self.state = self._state()
 
     @property

@@ -43,11 +43,15 @@ class Session:
 
     def _begun(self, request: Request) -> tuple[State, int] | None:
         """The state so far, and how many tokens of the prompt it has read."""
-        if self._state is None or not self._engine.goes_back:
+        if self._state is None or self._engine.cache == "paged":
             return None
         size = min(len(self._tokens), request.read)
         same = self._tokens[:size] == request.prompt[:size]
-        return self._state, int(np.argmin(same)) if not same.all() else size
+        count = int(np.argmin(same)) if not same.all() else size
+        # What it has read may be more than has been told, where it was interrupted.
+        if count < int(self._state.used_B[0]) and not self._engine.goes_back:
+            return None
+        return self._state, count
 
 
 def _whole(state: State) -> bool:

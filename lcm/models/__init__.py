@@ -66,11 +66,16 @@ def apply(
 
     Raises:
         ConfigError: if the model cannot be built, or its position table is too short.
-        ValueError: if tokens and context differ in shape, or the state has no room left.
+        ValueError: if tokens, context and state differ in shape, or the state has no room left.
     """
     description = spec(cfg)
     if jnp.ndim(tokens_BL) != 2:
         raise ValueError(f"tokens have shape {jnp.shape(tokens_BL)}: give [B, L]")
+    if state is not None and len(state.used_B) != len(tokens_BL):
+        raise ValueError(
+            f"a state of {len(state.used_B)} rows for {len(tokens_BL)} rows of tokens: make it "
+            f"with init_state(cfg, {len(tokens_BL)}, ...)"
+        )
     used = 0 if state is None else state.used_B[:, None]
     if context is None:
         context = default_context(tokens_BL.shape, used)

@@ -270,7 +270,7 @@ def _encodings(spec: ModelSpec) -> dict[str, PositionEncoding]:
 
 def _init_positions(spec: ModelSpec, key: jax.Array) -> Params:
     """Parameters that layers share, for the model's encoding and each kind's that differs."""
-    made = {"model": spec.positions.init(key, spec.layers[0].dims)}
+    made = {"model": spec.positions.init(key, spec.placed.dims)}
     for i, layer in enumerate(spec.layers):
         if own_encoding(spec, i) != "model":
             made[str(i)] = layer.positions.init(jax.random.fold_in(key, i), layer.dims)

@@ -37,6 +37,11 @@ class ModelSpec:
     unroll: int
 
     @property
+    def placed(self) -> LayerSpec:
+        """The layer whose sizes the model's encoding has: the first that attends."""
+        return next((layer for layer in self.layers if layer.attends), self.layers[0])
+
+    @property
     def rounds(self) -> int:
         """Full repetitions of the pattern; `depth - rounds * len(layers)` layers follow them."""
         return self.depth // len(self.layers)
@@ -78,9 +83,8 @@ def spec(cfg: Any) -> ModelSpec:
             "shorten the pattern or deepen the model"
         )
     layers = tuple(_layer(model, kind, cfg.data.length) for kind in model.pattern)
-    encoding = positions.make(model.positions).resolved(layers[0].dims)
-    encoding.check(layers[0].dims)
-    return ModelSpec(
+    encoding = positions.make(model.positions)
+    description = ModelSpec(
         layers=layers,
         depth=model.depth,
         vocab=model.vocab,
@@ -96,6 +100,9 @@ def spec(cfg: Any) -> ModelSpec:
         remat=model.remat,
         unroll=model.unroll,
     )
+    encoding = encoding.resolved(description.placed.dims)
+    encoding.check(description.placed.dims)
+    return dataclasses.replace(description, positions=encoding)
 
 
 def _layer(model: Any, kind: str, length: int) -> LayerSpec:
@@ -114,8 +121,11 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
             raise ConfigError(
                 f"{where}.{key} is not a key of a layer: use {', '.join(sorted(LAYER_KEYS))}"
             )
-    width, heads = get("width"), get("heads")
-    if not get("head_size") and width % heads:
+    _one_of(f"{where}.mixer", get("mixer"), MIXERS)
+    width, heads, attends = get("width"), get("heads"), get("mixer") == "attention"
+    if not attends:
+        _check_recurrent(where, get)
+    elif not get("head_size") and width % heads:
         raise ConfigError(
             f"{where}.heads={heads} does not divide model.width={width}: "
             f"take one of {_divisors(width)}, or set model.head_size"
@@ -126,14 +136,13 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
             f"{where}.kv_heads={kv_heads} does not divide {where}.heads={heads}: "
             f"take one of {_divisors(heads)}, or 0 for as many as heads"
         )
-    _one_of(f"{where}.mixer", get("mixer"), MIXERS)
     _one_of(f"{where}.mlp", get("mlp"), MLPS)
     _one_of(f"{where}.backend", get("backend"), BACKENDS)
     _one_of(f"{where}.biases", get("biases"), BIASES)
     for key in ("window", "score_cap", "score_scale", "hidden", "head_size", "kv_heads"):
         if get(key) < 0:
             raise ConfigError(f"{where}.{key}={get(key)} is negative: 0 turns it off or derives it")
-    encoding = positions.make(get("positions"))
+    encoding = positions.make(get("positions")) if attends else positions.NoPE()
     layer = LayerSpec(
         mixer=get("mixer"),
         mlp=get("mlp"),
@@ -141,7 +150,7 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         hidden=get("hidden") or _hidden(width, get("mlp")),
         heads=heads,
         kv_heads=kv_heads,
-        head_size=get("head_size") or width // heads,
+        head_size=get("head_size") or round(width * (1 if attends else get("expand"))) // heads,
         window=get("window"),
         score_cap=get("score_cap"),
         score_scale=get("score_scale"),
@@ -155,10 +164,45 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         depth=get("depth"),
         length=length,
         backend=get("backend"),
+        **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
     return layer
+
+
+# What an attention layer has nothing of.
+RECURRENT_KEYS = "state", "conv", "expand", "groups", "recurrence_chunk"
+
+
+def _check_recurrent(where: str, get: Any) -> None:
+    """Refuses sizes of a recurrent layer that do not go together."""
+    for key in ("heads", *RECURRENT_KEYS[:-1]):
+        if get(key) <= 0:
+            raise ConfigError(f"{where}.{key}={get(key)} must be more than 0")
+    if get("recurrence_chunk") < 0:
+        raise ConfigError(
+            f"{where}.recurrence_chunk={get('recurrence_chunk')} is negative: 0 chooses it"
+        )
+    heads, groups, inner = get("heads"), get("groups"), get("width") * get("expand")
+    channels = f"{inner:g} channels (model.width={get('width')} times expand={get('expand'):g})"
+    if inner != round(inner):
+        raise ConfigError(f"{where} has {channels}: choose {where}.expand so that they are whole")
+    if round(inner) % heads:
+        raise ConfigError(
+            f"{where}.heads={heads} does not divide {channels}: take one of "
+            f"{_divisors(round(inner))}"
+        )
+    if get("head_size") not in (0, inner // heads):
+        raise ConfigError(
+            f"{where}.head_size={get('head_size')} times {where}.heads={heads} is not {channels}: "
+            f"take {where}.heads={inner // get('head_size'):g}, or head_size=0 to derive it"
+        )
+    if heads % groups:
+        raise ConfigError(
+            f"{where}.groups={groups} does not divide {where}.heads={heads}: take one of "
+            f"{_divisors(heads)}"
+        )
 
 
 LAYER_KEYS = frozenset(
@@ -178,13 +222,15 @@ LAYER_KEYS = frozenset(
         "biases",
         "positions",
         "backend",
+        *RECURRENT_KEYS,
     ]
 )
 
 
 def _hidden(width: int, mlp: str) -> int:
     """4 D for two matrices, the same number of weights for three, rounded up to 64."""
-    return -(-8 * width // (MLPS[mlp].matrices * 64)) * 64
+    matrices = MLPS[mlp].matrices
+    return -(-8 * width // (matrices * 64)) * 64 if matrices else 0
 
 
 def _positive(model: Any, *keys: str) -> None:

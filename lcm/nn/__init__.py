@@ -2,12 +2,13 @@
 
 from lcm.nn.attention import Attention, reach
 from lcm.nn.bias import BIASES
-from lcm.nn.block import MIXERS, Block, flops, init_state
+from lcm.nn.block import MIXERS, Block, flops, init_state, whole
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits, tied_logits
 from lcm.nn.mlp import MLPS
 from lcm.nn.norm import NORMS, RMSNorm
+from lcm.nn.recurrent import RecurrentState
 from lcm.nn.spec import LayerSpec
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "LayerSpec",
     "PagedKVCache",
     "RMSNorm",
+    "RecurrentState",
     "dense",
     "flops",
     "init_state",
     "logits",
     "reach",
     "tied_logits",
+    "whole",
 ]

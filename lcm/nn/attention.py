@@ -140,6 +140,11 @@ class Attention(nnx.Module):
         return contiguous(batch, length, *sizes)
 
     @staticmethod
+    def whole(spec: LayerSpec) -> bool:
+        """Whether a state has all tokens apart, so that some can be taken out of it."""
+        return not reach(spec)[1]
+
+    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass, mean over a causal sequence of `length`."""
         projections = 2 * spec.width * spec.head_size * 2 * (spec.heads + spec.kv_heads)

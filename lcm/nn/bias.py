@@ -12,7 +12,7 @@ BIASES: dict[str, frozenset[str]] = {
     "qkv": _ATTENTION - {"out"},
     "attention": _ATTENTION,
     "mlp": _MLP,
-    "all": _ATTENTION | _MLP,
+    "all": _ATTENTION | _MLP | {"x", "y"},  # and the two branches of a recurrent block
 }
 
 

@@ -6,16 +6,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.attention import Attention
-from lcm.nn.mlp import MLPS
+from lcm.nn.mamba2 import Mamba2
+from lcm.nn.mlp import MLPS, NoMLP
 from lcm.nn.norm import NORMS
+from lcm.nn.rglru import RGLRU
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
 from lcm.types import Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
 # is a pytree of its own or None and shared holds parameters of the position encoding, and with the
-# static methods `init_state`, `flops` and `state_bytes` of `Attention`.
-MIXERS: dict[str, type[nnx.Module]] = {"attention": Attention}
+# static methods `init_state`, `whole`, `flops` and `state_bytes` of `Attention`. The engine asks of
+# a state what `RecurrentState` has.
+MIXERS: dict[str, type[nnx.Module]] = {
+    "attention": Attention,
+    "mamba2": Mamba2,
+    "rglru": RGLRU,
+}
 
 
 class Block(nnx.Module):
@@ -23,17 +30,21 @@ class Block(nnx.Module):
 
     A parallel one is `x + mixer(norm(x)) + mlp(norm'(x))` (GPT-NeoX, arXiv:2204.06745, section
     2.1). With post-norms what mixer and MLP add is normalised once more (Gemma 2,
-    arXiv:2408.00118).
+    arXiv:2408.00118). Without an MLP it is the first of the two sums.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.parallel, norm = spec.parallel, NORMS[spec.norm]
         self.mixer_norm = norm(spec.width, spec.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec, rngs)
+        self.alone = MLPS[spec.mlp] is NoMLP
+        if spec.post_norm:
+            self.mixer_post_norm = norm(spec.width, spec.norm_eps)
+        if self.alone:
+            return
         self.mlp_norm = norm(spec.width, spec.norm_eps)
         self.mlp = MLPS[spec.mlp](spec, rngs)
         if spec.post_norm:
-            self.mixer_post_norm = norm(spec.width, spec.norm_eps)
             self.mlp_post_norm = norm(spec.width, spec.norm_eps)
 
     def __call__(
@@ -41,6 +52,8 @@ class Block(nnx.Module):
     ) -> tuple[Hidden, Any]:
         y_BLD, state = self.mixer(self.mixer_norm(x_BLD), context, state, shared)
         mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
+        if self.alone:
+            return mixed_BLD, state
         read_BLD = x_BLD if self.parallel else mixed_BLD
         y_BLD = self.mlp(self.mlp_norm(read_BLD))
         return mixed_BLD + self._post("mlp_post_norm", y_BLD), state
@@ -56,6 +69,11 @@ class Block(nnx.Module):
 def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype, chunk: int = 0) -> Any:
     """The empty state of one layer for a batch of rows of up to `length` tokens."""
     return MIXERS[spec.mixer].init_state(spec, batch, length, dtype, chunk)
+
+
+def whole(spec: LayerSpec) -> bool:
+    """Whether the state of a layer has all tokens apart: no window's, and no recurrence's."""
+    return MIXERS[spec.mixer].whole(spec)
 
 
 def flops(spec: LayerSpec, length: int) -> float:

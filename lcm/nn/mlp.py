@@ -86,9 +86,16 @@ def _activated(activation: Activation) -> Callable[[Array, Array], Hidden]:
     return recomputed(run)
 
 
-MLPS: dict[str, type[nnx.Module]] = {
+class NoMLP:
+    """None: a layer of the mixer alone, as in Mamba."""
+
+    matrices = 0
+
+
+MLPS: dict[str, type] = {
     "swiglu": SwiGLU,
     "geglu": GEGLU,
     "gelu": GELU,
     "gelu_exact": ExactGELU,
+    "none": NoMLP,
 }

@@ -46,6 +46,18 @@ class LayerNorm(nnx.Module):
         return norm(x, self.scale[...], self.bias[...])
 
 
+class GatedNorm(nnx.Module):
+    """`RMSNorm(x silu(z))` over each of a few groups of channels, as in Mamba-2."""
+
+    def __init__(self, width: int, eps: float, groups: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.eps, self.groups = eps, groups
+
+    def __call__(self, x: Array, z: Array) -> Array:
+        norm = recomputed(functools.partial(_gated_norm, self.eps, self.groups))
+        return norm(x, z, self.scale[...])
+
+
 def _rms_norm(eps: float, x: Array, scale: Array) -> Array:
     return (_over_rms(eps, x.astype(jnp.float32)) * scale).astype(x.dtype)
 
@@ -56,6 +68,12 @@ def _centred_norm(eps: float, x: Array, scale: Array) -> Array:
 
 def _layer_norm(eps: float, x: Array, scale: Array, bias: Array) -> Array:
     return (_over_rms(eps, _centred(x)) * scale + bias).astype(x.dtype)
+
+
+def _gated_norm(eps: float, groups: int, x: Array, z: Array, scale: Array) -> Array:
+    wide = x.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+    apart = _over_rms(eps, wide.reshape(*x.shape[:-1], groups, -1))
+    return (apart.reshape(x.shape) * scale).astype(x.dtype)
 
 
 def _centred(x: Array) -> Array:

@@ -7,7 +7,10 @@ from lcm.positions import Dims, PositionEncoding
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
-    """The sizes and choices of one kind of layer; the keys of `config.model` give their meaning."""
+    """The sizes and choices of one kind of layer; the keys of `config.model` give their meaning.
+
+    Those of recurrent layers, from `state` on, are 0 in a layer of attention.
+    """
 
     mixer: str
     mlp: str
@@ -29,6 +32,21 @@ class LayerSpec:
     depth: int
     length: int
     backend: str
+    state: int
+    conv: int
+    expand: float
+    groups: int
+    recurrence_chunk: int
+
+    @property
+    def inner(self) -> int:
+        """Channels of a recurrent layer, all heads together."""
+        return round(self.width * self.expand)
+
+    @property
+    def attends(self) -> bool:
+        """Whether its mixer is attention, the one that positions are for."""
+        return self.mixer == "attention"
 
     @property
     def dims(self) -> Dims:

@@ -8,6 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm.errors import ConfigError
 
+_CHANNELS = PartitionSpec(None, "tensor")
+
 # The first rule whose pattern is found in a path decides. Layers have a leading axis of their own.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedding/table$", PartitionSpec("tensor", "fsdp")),
@@ -18,6 +20,13 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mixer/(q|k|v)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
+    (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mixer/(bc|dt)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(recurrence|input)$", PartitionSpec(None, "tensor")),  # by block
+    (r"layers/\w+/mixer/(conv|conv_x)$", PartitionSpec(None, None, None, "tensor")),
+    (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),
+    (r"layers/\w+/mixer/a_param$", _CHANNELS),
+    (r"layers/\w+/mixer/(conv_bc|conv_bc_bias|dt_bias|A_log|D)$", PartitionSpec()),
     (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon
     (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
 )

@@ -9,8 +9,8 @@ import optax
 from lcm.errors import ConfigError
 from lcm.parallel import path
 
-# Norms, biases, embeddings and whatever an encoding learns are not pulled towards zero.
-UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|positions/.+)$"
+# Norms, biases, embeddings, decays and whatever an encoding learns are not pulled towards zero.
+UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|A_log|a_param|mixer/D|positions/.+)$"
 MATRICES = r"layers/\w+/(mixer|mlp)/\w+$"
 
 

@@ -99,10 +99,21 @@ def test_a_step_that_was_interrupted(monkeypatch):
 def test_what_cannot_go_back_reads_again(kind, options, counted):  # noqa: F811
     engine = Engine(tiny.model(*KINDS[kind]), rows=1, **options)
     session, begin = Session(engine), [*tiny.tokens(20)]
+    other = [*begin, *reply(session, begin)[:-2], 3, 4]  # one that was read is another now
+    counted.clear()
+    assert reply(session, other) == fresh(engine, other)
+    assert sum(counted) == 2 * (len(other) - 1)
+
+
+@pytest.mark.parametrize(("cache", "read"), [("contiguous", 1), ("paged", 28)])
+def test_a_ring_goes_on_and_pages_do_not(cache, read, counted):  # noqa: F811
+    kind = "rope" if cache == "paged" else "streaming_llm"
+    engine = Engine(tiny.model(*KINDS[kind]), rows=1, chunk=7, cache=cache)
+    session, begin = Session(engine), [*tiny.tokens(20)]
     longer = [*begin, *reply(session, begin), 3]
     counted.clear()
     assert reply(session, longer) == fresh(engine, longer)
-    assert sum(counted) == 2 * (len(longer) - 1)
+    assert sum(counted) == read + len(longer) - 1
 
 
 def test_a_request_that_cannot_be_leaves_the_conversation(counted):  # noqa: F811

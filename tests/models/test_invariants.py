@@ -44,11 +44,24 @@ VARIANTS = {
         "model.kinds.bare.mixer=attention",
         "model.kinds.bare.positions=nope",
     ],
+    "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.groups=2", "model.heads=4"],
+    "griffin": [
+        "model.biases=all",
+        "model.depth=3",
+        "model.pattern=rglru,rglru,local",
+        "model.kinds.rglru.mixer=rglru",
+        "model.kinds.rglru.expand=1",
+        "model.kinds.local.mixer=attention",
+        "model.kinds.local.window=5",
+    ],
 }
 
 
 # Every encoding in a plain model, and every shape of model with one encoding.
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
+
+# One of each kind of state.
+SHAPES = [("rope", v) for v in ("plain", "mamba-2", "griffin")]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
@@ -135,6 +148,26 @@ def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
         start += size
     np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-5)
     assert state.used_B.tolist() == [LENGTH] * 2
+
+
+@pytest.mark.parametrize("model", SHAPES, indirect=True, ids="-".join)
+def test_padding_of_a_call_leaves_the_state_alone(model):
+    """Rows of other lengths in one call, padded before or behind, go on as if each were alone."""
+    cfg, params = model
+    row, at = tokens(2), context(2)
+    want, _ = models.apply(cfg, params, row, at)
+
+    def take(x, start, end):
+        behind, before = (jnp.pad(x[:, start:end], ((0, 0), pads)) for pads in ((0, 3), (3, 0)))
+        return jnp.concatenate([behind[:1], before[1:]])
+
+    state, got = models.init_state(cfg, 2, LENGTH), []
+    for start, end in ((0, 9), (9, 18)):
+        here = Context(*(take(x, start, end) for x in at))
+        logits, state = models.apply(cfg, params, take(row, start, end), here, state)
+        got.append(jnp.stack([logits[0, :-3], logits[1, 3:]]))
+    np.testing.assert_allclose(jnp.concatenate(got, 1), want[:, :18], atol=2e-5)
+    assert state.used_B.tolist() == [18] * 2
 
 
 def test_state_goes_on_where_it_ends_without_a_context(tiny):

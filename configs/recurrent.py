@@ -1,0 +1,49 @@
+"""Recurrent layers instead of attention, or beside it, on the byte-level decoder.
+
+    lcm train --config configs/recurrent.py:griffin --workdir runs/griffin
+    lcm evaluate runs/griffin
+
+    mamba2     Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060): no attention, no MLP
+    griffin    two gated linear recurrences to one layer of local attention (De et al., 2024,
+               arXiv:2402.19427), whose window of 1,024 is scaled to rows of 256
+
+0.9M parameters each, 8.2M tokens. Neither has been trained to the end yet.
+"""
+
+from ml_collections import ConfigDict
+
+from lcm import config
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "mamba2": (
+        "model.depth=7",
+        "model.pattern=mamba2",
+        "model.mlp=none",
+        "model.heads=8",
+        "model.state=64",
+    ),
+    "griffin": (
+        "model.depth=6",
+        "model.pattern=rglru,rglru,local",
+        "model.mlp=geglu",
+        "model.hidden=256",
+        "model.kinds.rglru.mixer=rglru",
+        "model.kinds.rglru.expand=1",
+        "model.kinds.local.mixer=attention",
+        "model.kinds.local.kv_heads=1",
+        "model.kinds.local.window=64",
+    ),
+}
+
+
+def get_config(arg: str = "griffin") -> ConfigDict:
+    """A model's name (griffin), or `NAME,tiny` or `tiny` for a run of seconds."""
+    words = [word for word in arg.split(",") if word]
+    name, *rest = [word for word in words if word != "tiny"] or ["griffin"]
+    if rest or name not in SHAPES:
+        raise config.unknown_argument([*rest, name][0], *SHAPES, "tiny")
+    cfg = config.override(config.base(), [*SHAPES[name], "train.steps=2000"])
+    cfg.name = name
+    if "tiny" in words:
+        config.shrink(cfg)
+    return cfg

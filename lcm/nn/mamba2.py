@@ -1,0 +1,108 @@
+"""Mamba-2 as a mixer: a matrix for each head that decays and is written to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lcm.nn.dense import dense, matrix
+from lcm.nn.norm import GatedNorm
+from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.spec import LayerSpec
+from lcm.ops.recurrence import op_matrix, short_conv
+from lcm.types import Context, Hidden
+
+
+class Mamba2(nnx.Module):
+    """State-space duality (Dao and Gu, arXiv:2405.21060), of H heads with a state `[N, P]` each.
+
+        x, b, c = silu(conv(u W_x, u W_bc))        dt = softplus(u W_dt + dt_bias)
+        S_t = exp(dt_t A) S_{t-1} + dt_t b_t x_t^T          A = -exp(A_log), one number a head
+        y_t = S_t^T c_t + D x_t                    out = norm(y silu(u W_z)) W_out
+
+    H P = expand D; heads share b and c in groups. Initial values are as published, which in
+    `transformers` A is not.
+    """
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.spec = spec
+        inner, shared = _channels(spec)
+        self.z = matrix(rngs, spec.width, inner)
+        self.x = matrix(rngs, spec.width, inner)
+        self.bc = matrix(rngs, spec.width, shared)
+        self.dt = matrix(rngs, spec.width, spec.heads)
+        self.conv_x = conv_uniform(rngs, spec, spec.conv, 1, inner)
+        self.conv_bc = conv_uniform(rngs, spec, spec.conv, 1, shared)
+        self.conv_x_bias = conv_uniform(rngs, spec, inner)
+        self.conv_bc_bias = conv_uniform(rngs, spec, shared)
+        uniform = lambda a, b: jax.random.uniform(rngs.params(), (spec.heads,), minval=a, maxval=b)  # noqa: E731
+        self.A_log = nnx.Param(jnp.log(uniform(1, 16)))
+        dt = jnp.maximum(jnp.exp(uniform(np.log(1e-3), np.log(1e-1))), 1e-4)
+        self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.D = nnx.Param(jnp.ones(spec.heads))
+        self.norm = GatedNorm(inner, spec.norm_eps, spec.groups)
+        self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
+
+    def __call__(
+        self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
+    ) -> tuple[Hidden, RecurrentState | None]:
+        spec, (batch, length) = self.spec, u_BLD.shape[:2]
+        before, reset_BL, there_BL = entered(state, self.init_state(spec, batch), context)
+        mixed = []
+        for name, tail in zip(("x", "bc"), before.tails, strict=True):
+            taps, bias = getattr(self, f"conv_{name}"), getattr(self, f"conv_{name}_bias")
+            own = dense(u_BLD, getattr(self, name)[...])
+            mixed.append(short_conv(own, taps[:, 0], bias[...], tail, reset_BL, there_BL))
+        (x, x_tail), (bc, bc_tail) = mixed
+        x_BLHP = jax.nn.silu(x).reshape(batch, length, spec.heads, spec.head_size)
+        bc = jax.nn.silu(bc).reshape(batch, length, 2 * spec.groups, spec.state)
+        b_BLGN, c_BLGN = jnp.split(bc, 2, axis=2)
+
+        dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
+        dt_BLH = jnp.where(
+            there_BL[..., None], jax.nn.softplus(dt_BLH), 0
+        )  # padding passes no time
+        y_BLHP, S_BHNP = op_matrix(
+            c_BLGN,
+            b_BLGN,
+            (x_BLHP * dt_BLH[..., None]).astype(x_BLHP.dtype),
+            -jnp.exp(self.A_log[...]) * dt_BLH,
+            S0_BHNP=before.memory,
+            reset_BL=reset_BL,
+            chunk=spec.recurrence_chunk,
+        )
+        y_BLHP += self.D[...].astype(x_BLHP.dtype)[:, None] * x_BLHP
+        gate_BLE = dense(u_BLD, self.z[...])
+        out_BLD = dense(self.norm(y_BLHP.reshape(gate_BLE.shape), gate_BLE), self.out[...])
+        after = RecurrentState(S_BHNP, (x_tail, bc_tail), before.segment_B)
+        return out_BLD, None if state is None else after
+
+    @staticmethod
+    def init_state(
+        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
+    ) -> RecurrentState:
+        """The empty state, float32 whatever the dtype of caches, for any length."""
+        return empty(batch, (spec.heads, spec.state, spec.head_size), _channels(spec), spec.conv)
+
+    @staticmethod
+    def whole(spec: LayerSpec) -> bool:
+        return False
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        """Matmul FLOPs of one token's forward pass: projections, and to write and read the state.
+
+        Those of the C x C blocks, which only the form in chunks has, are not counted.
+        """
+        inner, shared = _channels(spec)
+        return 2 * spec.width * (3 * inner + shared + spec.heads) + 4 * inner * spec.state
+
+    @staticmethod
+    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
+        """Bytes by which the state grows with a token: none."""
+        return 0
+
+
+def _channels(spec: LayerSpec) -> tuple[int, int]:
+    """Of x, and of b and c."""
+    return spec.inner, 2 * spec.groups * spec.state

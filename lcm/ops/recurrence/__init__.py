@@ -1,0 +1,18 @@
+"""Recurrences over a sequence: of vectors, of matrices, and of the last few tokens.
+
+    op_diag      h_t = a_t h_{t-1} + b_t, elementwise                       S4D, RG-LRU, Mamba
+    op_matrix    S_t = diag(w_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T  Mamba-2, GLA, delta rule
+    short_conv   y_t = sum_j w_j x_{t-W+1+j}, by channel                    what stands before them
+
+Each takes the state before its first token and gives that after its last, float32, so that a
+sequence in pieces is the sequence in one. Where `reset_BL` is true a document begins, and nothing
+of what came before reaches it. What leaves a state alone is the caller's to give: decay 1 and
+nothing written.
+"""
+
+from lcm.ops.recurrence.convolution import short_conv
+from lcm.ops.recurrence.diagonal import op_diag
+from lcm.ops.recurrence.documents import boundaries
+from lcm.ops.recurrence.matrix import op_matrix
+
+__all__ = ["boundaries", "op_diag", "op_matrix", "short_conv"]

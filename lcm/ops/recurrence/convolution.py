@@ -1,0 +1,56 @@
+"""The short causal convolution by channel that stands before a recurrence."""
+
+import jax
+import jax.numpy as jnp
+
+from lcm.types import Array
+
+
+def short_conv(
+    x_BLC: Array,
+    w_WC: Array,
+    bias_C: Array,
+    tail_BWC: Array,
+    reset_BL: Array,
+    there_BL: Array,
+) -> tuple[Array, Array]:
+    """`y_t = bias + sum_j w_j x_{t - (W - 1) + j}`, and the last `W - 1` tokens of each row.
+
+    `w_{W-1}` is of the token itself. Taps do not reach over the beginning of a document (`reset`),
+    nor see padding (where `there` is false), which stands before or behind the tokens of a row; the
+    tail, `[B, W - 1, C]`, comes right before its first token.
+    """
+    width, length = len(w_WC), x_BLC.shape[1]
+    first_B = jnp.argmax(there_BL, 1)
+    # The tail is of document 0, and so are the first tokens unless one of them is a reset.
+    document_BL = jnp.where(there_BL, jnp.cumsum(reset_BL, 1), -1)
+    padded = jnp.pad(document_BL, ((0, 0), (width - 1, 0)), constant_values=-1)
+    document = _put(padded, jnp.zeros(tail_BWC.shape[:2], padded.dtype), first_B)
+    x = _put(jnp.pad(x_BLC, ((0, 0), (width - 1, 0), (0, 0))), tail_BWC, first_B)
+
+    y_BLC = bias_C.astype(x.dtype) + x_BLC * w_WC[-1].astype(x.dtype)
+    for j in range(width - 1):
+        seen_BL = document[:, j : j + length] == document_BL
+        tap_BLC = x[:, j : j + length] * w_WC[j].astype(x.dtype)
+        y_BLC += jnp.where(seen_BL[..., None], tap_BLC, 0)
+    return y_BLC, _last(x, document, width - 1).astype(tail_BWC.dtype)
+
+
+def _put(x: Array, tail: Array, first_B: Array) -> Array:
+    """`x` with `tail` from place `first` of its row on."""
+
+    def one(x: Array, tail: Array, first: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, tail.astype(x.dtype), first, 0)
+
+    return jax.vmap(one)(x, tail, first_B)
+
+
+def _last(x: Array, document: Array, count: int) -> Array:
+    """The last `count` tokens of each row that are no padding, zeros where they are of another
+    document than the last of them."""
+    number = jnp.cumsum(document >= 0, 1)
+    wanted = number[:, -1:] - jnp.arange(count)[::-1]
+    at = (number[:, None] < wanted[..., None]).sum(-1)  # the first place with so many so far
+    same = jnp.take_along_axis(document, at, 1)
+    taken = jnp.take_along_axis(x, at[..., None], 1)
+    return jnp.where((same == same[:, -1:])[..., None], taken, 0)

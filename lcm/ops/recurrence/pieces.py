@@ -1,0 +1,73 @@
+"""A sequence in chunks, and a scan over them that keeps little for its backward pass."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lcm.ops.platform import platform
+from lcm.types import Array
+
+# `body(state, fixed, moving) -> (state, y)`; the arrays of `fixed` have no gradient.
+Body = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def chunk_of(given: int, on_cpu: int, elsewhere: int) -> int:
+    """The tokens of a chunk: those that are given, or 0 for what suits the device.
+
+    Raises:
+        ValueError: for less.
+    """
+    if given < 0:
+        raise ValueError(f"chunk={given} is negative: give a number of tokens, or 0 to choose it")
+    return given or (on_cpu if platform() == "cpu" else elsewhere)
+
+
+def chunked(x_BL: Array, chunk: int, fill: float = 0) -> Array:
+    """`[B, L, ...]` as `[N, B, C, ...]`, the last chunk filled up."""
+    batch, length, *rest = x_BL.shape
+    missing = -length % chunk
+    if missing:
+        widths = [(0, missing if axis == 1 else 0) for axis in range(x_BL.ndim)]
+        x_BL = jnp.pad(x_BL, widths, constant_values=fill)
+    return x_BL.reshape(batch, -1, chunk, *rest).swapaxes(0, 1)
+
+
+def joined(x_NBC: Array, length: int) -> Array:
+    """The `[B, L, ...]` of `chunked`."""
+    _, batch, _, *rest = x_NBC.shape
+    return x_NBC.swapaxes(0, 1).reshape(batch, -1, *rest)[:, :length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scan(body: Body, state: Any, fixed: Any, moving: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`, whose backward pass begins each step anew from the state before it.
+
+    Of L tokens in chunks of C, L / C states are kept and the temporaries of one chunk.
+    """
+    return jax.lax.scan(lambda state, xs: body(state, *xs), state, (fixed, moving))
+
+
+def _forward(body: Body, state: Any, fixed: Any, moving: Any) -> tuple[Any, Any]:
+    def step(state: Any, xs: tuple) -> tuple[Any, Any]:
+        after, y = body(state, *xs)
+        return after, (state, y)
+
+    last, (states, y) = jax.lax.scan(step, state, (fixed, moving))
+    return (last, y), (states, fixed, moving)
+
+
+def _backward(body: Body, kept: tuple, d_out: tuple[Any, Any]) -> tuple[Any, None, Any]:
+    def step(d_state: Any, xs: tuple) -> tuple[Any, Any]:
+        (state, fixed, moving), d_y = xs
+        _, pull = jax.vjp(lambda state, moving: body(state, fixed, moving), state, moving)
+        return pull((d_state, d_y))
+
+    d_last, d_y = d_out
+    d_state, d_moving = jax.lax.scan(step, d_last, (kept, d_y), reverse=True)
+    return d_state, None, d_moving
+
+
+scan.defvjp(_forward, _backward)
