@@ -10,8 +10,8 @@ arXiv:2112.05682; Dao et al., arXiv:2205.14135). A tile is a block of queries by
                 dq = ds k,  dk = ds^T q
 
 Where queries and keys are the same tokens, spans of keys that the mask hides from the whole block
-are skipped by their index. Where they are not, as with a cache, tiles that show nothing are found
-by their positions and segments, and skipped.
+are skipped by their index. Where they are not, as with a cache, and where there are several parts,
+tiles that show nothing are found by their positions and segments, and skipped part by part.
 """
 
 import dataclasses
@@ -137,27 +137,19 @@ def _forward(plan: Plan, inputs: Inputs, places: Places) -> tuple[Partial, Any]:
     def block(i: int | Array, _: None) -> tuple[None, tuple[Array, Array]]:
         rows = (batch, kv_heads, shared, plan.queries)
 
-        def span(start: int | Array, width: int, carry: tuple) -> tuple:
+        def tile(n: int, start: int | Array, width: int, carry: tuple) -> tuple:
             top, total, out = carry
-            tiles = [
-                score_tile(plan, inputs, places, n, i, start, width) for n in range(len(inputs.q))
-            ]
-            scores = [
-                jnp.where(seen, mod(raw, inputs.weights), -jnp.inf) for raw, mod, seen in tiles
-            ]
-            highest = functools.reduce(jnp.maximum, [s.max(-1) for s in scores], top)
+            raw, mod, seen = score_tile(plan, inputs, places, n, i, start, width)
+            score = jnp.where(seen, mod(raw, inputs.weights), -jnp.inf)
+            highest = jnp.maximum(score.max(-1), top)
             finite = jnp.where(highest > -jnp.inf, highest, 0.0)
-            scores = [jnp.exp(s - finite[..., None]) for s in scores]
-            fade = jnp.exp(top - finite)
+            weights, fade = jnp.exp(score - finite[..., None]), jnp.exp(top - finite)
             v = cut(inputs.v, start, width, 2)
-            total, out = total * fade, out * fade[..., None]
-            for weights in scores:
-                total = total + weights.sum(-1)
-                out = out + dot("bgms,bgsk->bgmk", flat_rows(weights, v), v).reshape(out.shape)
-            return highest, total, out
+            added = dot("bgms,bgsk->bgmk", flat_rows(weights, v), v).reshape(out.shape)
+            return highest, total * fade + weights.sum(-1), out * fade[..., None] + added
 
         empty = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, inputs.v.shape[-1]))
-        top, total, out = over_keys(plan, i, where_seen(plan, places, i, span), empty)
+        top, total, out = over_keys(plan, i, by_part(plan, places, i, tile), empty)
         some = total > 0
         total = jnp.where(some, total, 1.0)
         lse = jnp.where(some, top + jnp.log(total), -jnp.inf)
@@ -217,26 +209,25 @@ def gradients(
         d_rows, q, of_tile = own(d_out), [own(q) for q in inputs.q], weigh(i)
         d_rows = d_rows.reshape(batch, kv_heads, -1, d_rows.shape[-1])
 
-        def span(start: int | Array, width: int, carry: tuple) -> tuple:
+        def tile(n: int, start: int | Array, width: int, carry: tuple) -> tuple:
             d_q, d_k, d_v, d_weights = carry
             v = cut(inputs.v, start, width, 2)
             d_p = dot("bgmk,bgsk->bgms", d_rows, v)
-            for n, k_all in enumerate(inputs.k):
-                raw, mod, seen = score_tile(plan, inputs, places, n, i, start, width)
-                score, pull = jax.vjp(mod, raw, inputs.weights)
-                p, d_score = of_tile(score, seen, d_p.reshape(score.shape))
-                d_raw, d_own = pull(d_score)
-                # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
-                d_v = _added(d_v, dot("bgmk,bgms->bgks", d_rows, flat_rows(p, v)), start)
-                k, d_raw = cut(k_all, start, width, 2), flat_rows(d_raw, k_all)
-                rows = q[n].reshape(batch, kv_heads, -1, q[n].shape[-1])
-                d_k = _put(d_k, n, _added(d_k[n], dot("bgmk,bgms->bgks", rows, d_raw), start))
-                d_q = _put(d_q, n, d_q[n] + dot("bgms,bgsk->bgmk", d_raw, k).reshape(q[n].shape))
-                d_weights = tuple(map(jnp.add, d_weights, d_own))
-            return d_q, d_k, d_v, d_weights
+            raw, mod, seen = score_tile(plan, inputs, places, n, i, start, width)
+            score, pull = jax.vjp(mod, raw, inputs.weights)
+            p, d_score = of_tile(score, seen, d_p.reshape(score.shape))
+            d_raw, d_own = pull(d_score)
+            # Gradients of keys and values as [K, S]: the faster of the two matmuls on a CPU
+            d_v = _added(d_v, dot("bgmk,bgms->bgks", d_rows, flat_rows(p, v)), start)
+            k = cut(inputs.k[n], start, width, 2)
+            d_raw = flat_rows(d_raw, k)
+            rows = q[n].reshape(batch, kv_heads, -1, q[n].shape[-1])
+            d_k = _put(d_k, n, _added(d_k[n], dot("bgmk,bgms->bgks", rows, d_raw), start))
+            d_q = _put(d_q, n, d_q[n] + dot("bgms,bgsk->bgmk", d_raw, k).reshape(q[n].shape))
+            return d_q, d_k, d_v, tuple(map(jnp.add, d_weights, d_own))
 
         d_q = tuple(jnp.zeros(part.shape, jnp.float32) for part in q)
-        d_q, *carry = over_keys(plan, i, where_seen(plan, places, i, span), (d_q, *carry))
+        d_q, *carry = over_keys(plan, i, by_part(plan, places, i, tile), (d_q, *carry))
         return tuple(carry), tuple(d.astype(part.dtype) for d, part in zip(d_q, q, strict=True))
 
     transposed = lambda x: jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32)  # noqa: E731
@@ -285,17 +276,26 @@ def seen_tile(
     return q_pos, k_pos, (q_seg == k_seg) & plan.masks[n].shows(q_pos, k_pos)
 
 
-def where_seen(plan: Plan, places: Places, i: int | Array, span: Callable) -> Callable:
-    """`span`, but the carry as it is where no part of block `i` sees a key of the span."""
-    if not plan.looped or plan.skip != (None, None):
-        return span
+def by_part(plan: Plan, places: Places, i: int | Array, tile: Callable) -> Callable:
+    """`span(start, width, carry)`: `tile(n, start, width, carry)` of one part n after the other.
 
-    def seen_span(start: int | Array, width: int, carry: Any) -> Any:
-        tiles = [seen_tile(plan, places, n, i, start, width)[2] for n in range(len(plan.masks))]
-        some = functools.reduce(jnp.logical_or, [tile.any() for tile in tiles])
-        return jax.lax.cond(some, lambda c: span(start, width, c), lambda c: c, carry)
+    In loops, parts that show block `i` nothing of the span are left out, unless there is one part
+    and its spans have been chosen by index.
+    """
+    count = len(plan.masks)
+    sure = not plan.looped or (count == 1 and plan.skip != (None, None))
 
-    return seen_span
+    def span(start: int | Array, width: int, carry: Any) -> Any:
+        for n in range(count):
+            own = functools.partial(tile, n, start, width)
+            if sure:
+                carry = own(carry)
+            else:
+                _, _, seen = seen_tile(plan, places, n, i, start, width)
+                carry = jax.lax.cond(seen.any(), own, lambda carry: carry, carry)
+        return carry
+
+    return span
 
 
 def over_queries(
