@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[1])  # this checkout's lcm
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+MOST_RESIDENT = 5 << 30  # bytes
+
 # Every call into these modules has its array shapes and dtypes checked against the annotations.
 # Modules of pytree dataclasses are left out: jax rebuilds those around leaves that are no arrays.
 CHECKED = (
@@ -48,3 +50,22 @@ def tiny():
 def _quiet():
     for name in ("absl", "orbax", "jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded():
+    """Programs of earlier modules are let go once they fill the memory; they are on disk."""
+    yield
+    if _resident() > MOST_RESIDENT:
+        import jax
+
+        jax.clear_caches()
+
+
+def _resident() -> int:
+    """Bytes in memory; 0 where nobody says."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
