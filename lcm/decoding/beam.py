@@ -9,7 +9,7 @@ import numpy as np
 
 from lcm.decoding import programs
 from lcm.decoding.context import fitted
-from lcm.decoding.engine import Engine, Reader, check
+from lcm.decoding.engine import Engine, Reader, bucket, check
 from lcm.decoding.history import History, begin, observe, take
 from lcm.decoding.processors import Chain, chain, process
 from lcm.decoding.requests import Request
@@ -87,7 +87,7 @@ class _Search:
         reader = Reader(engine, [request])
         while not reader.done:
             reader.read()
-        self.state = engine.state(beams, engine.slots(request.tokens))
+        self.state = engine.state(beams, bucket(request.tokens))
         for beam in range(beams):
             _, start, count = reader.places[0]
             self.state = programs.insert(self.state, beam, reader.state, start, count)

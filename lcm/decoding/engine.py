@@ -22,7 +22,7 @@ from lcm import models, nn
 from lcm.data.tokenizers import Tokenizer
 from lcm.decoding import programs
 from lcm.decoding.history import begin
-from lcm.decoding.pages import Pool
+from lcm.decoding.pages import Pool, pages_of
 from lcm.decoding.processors import chain
 from lcm.decoding.programs import Rows
 from lcm.decoding.requests import Event, Request, check_ids
@@ -110,15 +110,6 @@ class Engine:
         first."""
         return self.whole
 
-    @property
-    def goes_back(self) -> bool:
-        """Whether the state of a row can become that of fewer tokens; pages do not."""
-        return self.whole and self.cache == "contiguous"
-
-    def slots(self, tokens: int) -> int:
-        """Slots of a row for so many tokens."""
-        return bucket(tokens)
-
     def state(self, rows: int, slots: int) -> State:
         """An empty state whose layers lie apart."""
         return _empty(self.spec, rows, slots, jnp.dtype(self.cache_dtype), self.chunk)
@@ -146,7 +137,7 @@ def check(spec: models.ModelSpec, tokenizer: Tokenizer | None, request: Request)
 
 
 def bucket(tokens: int) -> int:
-    """The size of program that so many tokens run in."""
+    """The size of program that so many tokens run in, and the slots of a row for them."""
     return max(LEAST, 1 << (tokens - 1).bit_length())
 
 
@@ -245,7 +236,7 @@ class Batch:
             self.pool = self._pool()
         self.device = self._none()
         # A ring must be one from the beginning; other caches grow as they have to.
-        self.slots = engine.slots(requests[0].tokens if engine.whole else longest)
+        self.slots = bucket(requests[0].tokens if engine.whole else longest)
         self.state = self._state()
 
     @property
@@ -353,7 +344,7 @@ class Batch:
         """Room for a row of so many tokens."""
         if tokens <= self.slots:
             return
-        self.slots = self.engine.slots(tokens)
+        self.slots = bucket(tokens)
         if self.pool is not None:
             self.pool.widen(self.slots)
             return
@@ -378,7 +369,7 @@ class Batch:
     def _pool(self) -> Pool:
         """Pages for as many of the largest requests as there are rows, or as many as are given."""
         rows, given = len(self.rows), self.engine.pages
-        sizes = sorted((-(-r.tokens // PAGE) for r in self.requests), reverse=True)
+        sizes = sorted((pages_of(r.tokens, PAGE) for r in self.requests), reverse=True)
         if given and sizes[0] > given:
             raise UserError(
                 f"a request of {max(r.tokens for r in self.requests)} tokens needs {sizes[0]} "

@@ -22,7 +22,7 @@ class Pool:
 
     def needs(self, tokens: int) -> int:
         """Pages for so many tokens."""
-        return -(-tokens // self.page)
+        return pages_of(tokens, self.page)
 
     def widen(self, tokens: int) -> None:
         """Room in the table for rows of so many tokens."""
@@ -39,3 +39,8 @@ class Pool:
         """Takes a row's pages back."""
         self._free += [int(page) for page in self.table_RN[row] if page >= 0]
         self.table_RN[row] = -1
+
+
+def pages_of(tokens: int, page: int) -> int:
+    """How many pages of `page` tokens it takes to hold so many."""
+    return -(-tokens // page)

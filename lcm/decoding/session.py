@@ -49,7 +49,7 @@ class Session:
         same = self._tokens[:size] == request.prompt[:size]
         count = int(np.argmin(same)) if not same.all() else size
         # What it has read may be more than has been told, where it was interrupted.
-        if count < int(self._state.used_B[0]) and not self._engine.goes_back:
+        if count < int(self._state.used_B[0]) and not self._engine.whole:
             return None
         return self._state, count
 

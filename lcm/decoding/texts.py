@@ -192,10 +192,18 @@ def conversation(model: Any, messages: Messages) -> np.ndarray:
     Raises:
         UserError: if the model has no chat template, or that refuses the messages.
     """
+    return _tokenizer(model).encode(rendered(model, messages), special=True)
+
+
+def rendered(model: Any, messages: Messages, **options: Any) -> str:
+    """A conversation as the model's chat template writes it out; `options` are of `chat.render`.
+
+    Raises:
+        UserError: as `conversation` does.
+    """
     tokenizer = _tokenizer(model)
     first, last = (tokenizer.decode([i], special=True) for i in (tokenizer.bos, tokenizer.eos))
-    text = chat.render(model.chat_template, messages, bos=first, eos=last)
-    return tokenizer.encode(text, special=True)
+    return chat.render(model.chat_template, messages, bos=first, eos=last, **options)
 
 
 def _tokenizer(model: Any) -> Tokenizer:

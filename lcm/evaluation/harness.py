@@ -19,10 +19,10 @@ import numpy as np
 from lcm import models
 from lcm.decoding.engine import Engine
 from lcm.decoding.requests import Request
-from lcm.decoding.texts import settings_of
+from lcm.decoding.texts import rendered, settings_of
 from lcm.errors import UserError
 from lcm.evaluation.likelihood import Ask, answers
-from lcm.pretrained import Model, changed, chat, load
+from lcm.pretrained import Model, changed, load
 from lcm.progress import progress
 
 try:
@@ -156,16 +156,14 @@ class LCM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The text of a conversation; without a prompt it ends where its last message does."""
-        tokenizer = self.model.tokenizer
-        first, last = (tokenizer.decode([i], special=True) for i in (tokenizer.bos, tokenizer.eos))
-        given = {"bos": first, "eos": last, "add_generation_prompt": add_generation_prompt}
+        given = {"add_generation_prompt": add_generation_prompt}
         try:
-            text = chat.render(self.model.chat_template, chat_history, **given)
+            text = rendered(self.model, chat_history, **given)
         except UserError:  # some templates know no system message
             others = [message for message in chat_history if message["role"] != "system"]
             if not others or len(others) == len(chat_history):
                 raise
-            text = chat.render(self.model.chat_template, others, **given)
+            text = rendered(self.model, others, **given)
         if add_generation_prompt:
             return text
         said = chat_history[-1]["content"].strip()

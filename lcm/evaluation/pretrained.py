@@ -7,7 +7,7 @@ computes for further lengths what is missing alone.
 import pathlib
 from collections.abc import Sequence
 
-from lcm import config, models
+from lcm import models
 from lcm.errors import UserError
 from lcm.evaluation import passkey
 from lcm.evaluation.memory import Losses, identity
@@ -101,8 +101,6 @@ def _check(model: Model, folder: pathlib.Path, lengths: Sequence[int]) -> None:
     """Refuses what cannot be, before anything is computed."""
     if lengths[0] < 1:
         raise UserError(f"--lengths {lengths[0]} must be 1 or more tokens")
-    config.check_keys(model.cfg)
-    models.check_params(model.cfg, model.params)
     models.check_backend(models.spec(model.cfg))
     models.check_limit(models.spec(model.cfg), lengths[-1])
     if model.tokenizer is None:

@@ -27,7 +27,7 @@ def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype) -> Array:
 
 
 def product_with_rows(x_ND: Array, w_FD: Any, dtype: jnp.dtype) -> Array:
-    """`x @ w.T`, as `product`; of narrow types XLA has no product of a transposed array here."""
+    """`x @ w.T`, as `product`; a narrow `w.T` would be widened by XLA on a CPU."""
     return _product(x_ND, w_FD, dtype, 1)
 
 
@@ -44,7 +44,7 @@ def _product(x_ND: Array, w: Any, dtype: jnp.dtype, axis: int) -> Array:
 def _matmul(x_ND: Array, w: Array, dtype: jnp.dtype, axis: int) -> Array:
     """The product over an axis of the matrix."""
     count = x_ND.shape[0]
-    # Nor has it one of a matrix and one vector: it widens the matrix.
+    # XLA on a CPU has no narrow product of a matrix and one vector: it would widen the matrix.
     if count == 1 and w.dtype.itemsize < 4 and platform() == "cpu":
         x_ND = jax.lax.optimization_barrier(jnp.pad(x_ND, ((0, 1), (0, 0))))
     over = (((1,), (axis,)), ((), ()))

@@ -70,7 +70,6 @@ def changed(model: Model, overrides: Sequence[str]) -> Model:
     if not overrides:
         return model
     cfg = config.override(model.cfg, overrides)
-    config.check_keys(cfg)
     adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
     models.check_params(cfg, adopted)
     return model._replace(cfg=cfg, params=adopted)
