@@ -51,6 +51,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
         0,
         "tokens of a recurrence computed at once; 0 chooses by the device",
     ),
+    "model.options": ("", "what only this mixer has, NAME=VALUE,...; see OPTIONS of its class"),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),

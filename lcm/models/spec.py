@@ -1,5 +1,6 @@
 """From `config.model` to a hashable description; combinations that cannot work are refused."""
 
+import ast
 import dataclasses
 import math
 from typing import Any
@@ -165,10 +166,33 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         length=length,
         backend=get("backend"),
         **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
+        options=_options(where, MIXERS[get("mixer")], get("options")),
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
     return layer
+
+
+def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
+    """The options of a mixer: its defaults, and what `NAME=VALUE,...` gives in their place."""
+    options = dict(getattr(mixer, "OPTIONS", {}))
+    for item in filter(None, given.split(",")):
+        name, _, text = item.partition("=")
+        if name not in options:
+            has = f"has {', '.join(options)}" if options else "has none"
+            raise ConfigError(f"{where}.options={given!r}: {name!r} is unknown, this mixer {has}")
+        try:
+            value = text if isinstance(options[name], str) else ast.literal_eval(text)
+            value = float(value) if isinstance(options[name], float) else value
+        except (ValueError, SyntaxError, TypeError):
+            value = None
+        if type(value) is not type(options[name]):
+            raise ConfigError(
+                f"{where}.options={given!r}: {name} is a {type(options[name]).__name__}, write it "
+                f"as {name}={options[name]}"
+            )
+        options[name] = value
+    return tuple(sorted(options.items()))
 
 
 # What an attention layer has nothing of.
@@ -222,6 +246,7 @@ LAYER_KEYS = frozenset(
         "biases",
         "positions",
         "backend",
+        "options",
         *RECURRENT_KEYS,
     ]
 )

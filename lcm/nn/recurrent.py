@@ -17,13 +17,13 @@ from lcm.types import Array, Context
 class RecurrentState:
     """What a recurrent layer keeps of each row; padding (segment 0) leaves it as it is.
 
-    memory: float32 `[B, ...]`, the state of the recurrence.
+    memory: float32 `[B, ...]`, the state of the recurrence, or a tree of such.
     tails: float32 `[B, W - 1, C]`, the last inputs of each convolution, which it holds exactly.
     segment_B: int32, the segment of the last token, 0 before the first: a token of another segment
         begins anew.
     """
 
-    memory: Array
+    memory: Any
     tails: tuple[Array, ...]
     segment_B: Array
 
@@ -45,14 +45,22 @@ class RecurrentState:
         return jax.tree.map(lambda mine, other: mine.at[row].set(other[0]), self, one)
 
 
-def empty(batch: int, memory: tuple[int, ...], channels: tuple[int, ...], conv: int) -> Any:
-    """The state before the first token; `channels` of each convolution, of `conv` taps."""
+def empty(
+    batch: int,
+    memory: tuple[int, ...] | dict[str, tuple[int, ...]],
+    channels: tuple[int, ...],
+    conv: int,
+) -> RecurrentState:
+    """The state before the first token, of a shape or of several by name, without that of rows;
+    `channels` of each convolution, of `conv` taps."""
 
-    def zeros(*shape: int) -> Array:
+    def zeros(shape: tuple[int, ...]) -> Array:
         return jnp.zeros((batch, *shape))
 
-    tails = tuple(zeros(conv - 1, each) for each in channels)
-    return RecurrentState(zeros(*memory), tails, jnp.zeros(batch, jnp.int32))
+    many = isinstance(memory, dict)
+    memory = {name: zeros(shape) for name, shape in memory.items()} if many else zeros(memory)
+    tails = tuple(zeros((conv - 1, each)) for each in channels)
+    return RecurrentState(memory, tails, jnp.zeros(batch, jnp.int32))
 
 
 def entered(

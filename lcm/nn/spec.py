@@ -1,6 +1,7 @@
 """What a layer is made of: hashable, so that it can key a compiled function."""
 
 import dataclasses
+from typing import Any
 
 from lcm.positions import Dims, PositionEncoding
 
@@ -37,11 +38,16 @@ class LayerSpec:
     expand: float
     groups: int
     recurrence_chunk: int
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def inner(self) -> int:
         """Channels of a recurrent layer, all heads together."""
         return round(self.width * self.expand)
+
+    def option(self, name: str) -> Any:
+        """What a mixer alone has: a key of its `OPTIONS`, and of `model.options`."""
+        return dict(self.options)[name]
 
     @property
     def attends(self) -> bool:
