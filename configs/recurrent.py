@@ -6,6 +6,13 @@
     mamba2     Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060): no attention, no MLP
     griffin    two gated linear recurrences to one layer of local attention (De et al., 2024,
                arXiv:2402.19427), whose window of 1,024 is scaled to rows of 256
+    retnet, gla, gated_deltanet, kda, mlstm
+               a matrix for a state, with an MLP behind it: retention (arXiv:2307.08621), gated
+               linear attention (arXiv:2312.06635), the gated delta rule (arXiv:2412.06464), Kimi's
+               (arXiv:2510.26692), xLSTM's (arXiv:2405.04517)
+    delta_hybrid
+               three Gated DeltaNets to one layer of attention, the pattern of Qwen3-Next and
+               OLMo-Hybrid, without their experts
 
 0.9M parameters each, 8.2M tokens. Neither has been trained to the end yet.
 """
@@ -14,6 +21,12 @@ from ml_collections import ConfigDict
 
 from lcm import config
 
+MATRIX = (
+    "model.depth=4",
+    "model.hidden=192",
+    "model.state=32",
+    "model.expand=2",
+)
 SHAPES: dict[str, tuple[str, ...]] = {
     "mamba2": (
         "model.depth=7",
@@ -32,6 +45,16 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "model.kinds.local.mixer=attention",
         "model.kinds.local.kv_heads=1",
         "model.kinds.local.window=64",
+    ),
+    **{
+        name: (*MATRIX, f"model.pattern={name}")
+        for name in ("retnet", "gla", "gated_deltanet", "mlstm")
+    },
+    "kda": (*MATRIX, "model.pattern=kda", "model.hidden=64"),
+    "delta_hybrid": (
+        *MATRIX,
+        "model.hidden=256",
+        "model.pattern=gated_deltanet,gated_deltanet,gated_deltanet,attention",
     ),
 }
 

@@ -6,9 +6,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.attention import Attention
+from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
+from lcm.nn.gla import GLA
 from lcm.nn.mamba2 import Mamba2
 from lcm.nn.mlp import MLPS, NoMLP
+from lcm.nn.mlstm import MLSTM
 from lcm.nn.norm import NORMS
+from lcm.nn.retention import LinearAttention, RetNet
 from lcm.nn.rglru import RGLRU
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
@@ -22,6 +26,13 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
     "mamba2": Mamba2,
     "rglru": RGLRU,
+    "linear_attention": LinearAttention,
+    "retnet": RetNet,
+    "gla": GLA,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "kda": KDA,
+    "mlstm": MLSTM,
 }
 
 

@@ -21,12 +21,13 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(q|k|v)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"layers/\w+/mixer/(bc|dt)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(bc|dt|beta|a|i|f|decay_down|gate_down)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(decay_up|gate_up)$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(recurrence|input)$", PartitionSpec(None, "tensor")),  # by block
-    (r"layers/\w+/mixer/(conv|conv_x)$", PartitionSpec(None, None, None, "tensor")),
+    (r"layers/\w+/mixer/(conv|conv_[xqkv])$", PartitionSpec(None, None, None, "tensor")),
     (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),
     (r"layers/\w+/mixer/a_param$", _CHANNELS),
-    (r"layers/\w+/mixer/(conv_bc|conv_bc_bias|dt_bias|A_log|D)$", PartitionSpec()),
+    (r"layers/\w+/mixer/(conv_bc|conv_bc_bias|(dt|i|f|decay)_bias|A_log|D)$", PartitionSpec()),
     (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon
     (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
 )

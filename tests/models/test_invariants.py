@@ -16,6 +16,16 @@ FIELDS = {
     "self_extend": ["group=2", "window=4"],
 }
 ENCODINGS += FIELDS
+# Mixers with a matrix for a state.
+MATRIX = {
+    "linear_attention": ["model.options=normaliser=True"],
+    "retnet": ["model.kv_heads=2", "model.options=decay=range"],
+    "gla": [],
+    "deltanet": ["model.options=negative=True"],
+    "gated_deltanet": ["model.kv_heads=2"],
+    "kda": [],
+    "mlstm": ["model.options=input_bias=-0.5"],
+}
 VARIANTS = {
     "plain": [],
     "gqa, window, caps": [
@@ -45,6 +55,10 @@ VARIANTS = {
         "model.kinds.bare.positions=nope",
     ],
     "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.groups=2", "model.heads=4"],
+    **{
+        name: [f"model.mixer={name}", f"model.pattern={name}", "model.heads=4", *keys]
+        for name, keys in MATRIX.items()
+    },
     "griffin": [
         "model.biases=all",
         "model.depth=3",
@@ -61,7 +75,7 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", "griffin")]
+SHAPES = [("rope", v) for v in ("plain", "mamba-2", "griffin", *MATRIX)]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")

@@ -1,0 +1,147 @@
+"""The delta rule as a mixer: what is written replaces what its key had, not adds to it."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lcm.nn.dense import dense, matrix
+from lcm.nn.linear import LinearMixer
+from lcm.nn.spec import LayerSpec
+from lcm.ops.recurrence.reference import by_head
+from lcm.types import Array, Context, Hidden
+
+RANK = 128  # of KDA's decays and gate, at the most
+
+
+class DeltaNet(LinearMixer):
+    """DeltaNet (Yang et al., arXiv:2406.06484), with q and k of length 1.
+
+        beta_t = sigmoid(u W_b)                    twice that with `negative=True`
+        S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T       y_t = S_t^T q_t / sqrt N
+
+    Then `I - beta k k^T` may have negative eigenvalues, with which states can be tracked (Grazzi et
+    al., arXiv:2411.12537).
+    """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"negative": False}
+    convolves = True
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        super().__init__(spec, rngs)
+        self.beta = matrix(rngs, spec.width, spec.heads)
+
+    def mix(
+        self,
+        u_BLD: Hidden,
+        q_BLGN: Array,
+        k_BLGN: Array,
+        v_BLHP: Array,
+        memory: Any,
+        reset_BL: Array,
+        context: Context,
+    ) -> tuple[Array, Any]:
+        there_BL1 = context.segments_BL[..., None] > 0
+        beta_BLH = jax.nn.sigmoid(dense(u_BLD, self.beta[...]).astype(jnp.float32))
+        beta_BLH = jnp.where(there_BL1, beta_BLH * (1 + self.spec.option("negative")), 0)
+        decay = self.log_decay(u_BLD)  # [B, L, H], or by channel [B, L, H, N]
+        there = there_BL1 if decay.ndim == 3 else there_BL1[..., None]
+        decay = jnp.where(there, decay, 0)
+        q, k = (normalised(x) for x in (q_BLGN, k_BLGN))
+        # The decay comes before the erasure, which thus finds exp(l)^T S: on the side that reads
+        # for each channel, and as well on the side that writes where a head has one.
+        k_BLHN = by_head(k, self.spec.heads, 2).astype(jnp.float32)
+        step = jnp.exp(decay if decay.ndim == 4 else decay[..., None])
+        erase = step * k_BLHN, -beta_BLH[..., None] * k_BLHN
+        v = (v_BLHP * beta_BLH[..., None]).astype(v_BLHP.dtype)
+        return self.run(q * self.spec.state**-0.5, k, v, decay, memory, reset_BL, erase)
+
+    def log_decay(self, u_BLD: Hidden) -> Array:
+        """None: the rule itself is what forgets."""
+        return jnp.zeros((*u_BLD.shape[:2], self.spec.heads))
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        erased = 2 * spec.inner * spec.state
+        return LinearMixer.flops(spec, length) + 2 * spec.width * spec.heads + erased
+
+
+class GatedDeltaNet(DeltaNet):
+    """Gated DeltaNet (Yang et al., arXiv:2412.06464), the linear layer of Qwen3-Next.
+
+    l_t = -exp(A_log) softplus(u W_a + dt_bias)                   a number a head
+    S_t = exp(l_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+    """
+
+    LEAST_A = 0.0
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        super().__init__(spec, rngs)
+        self.a = matrix(rngs, spec.width, spec.heads)
+        self.A_log, self.dt_bias = decay_parameters(rngs, spec.heads, spec.heads, self.LEAST_A)
+
+    def log_decay(self, u_BLD: Hidden) -> Array:
+        dt_BLH = dense(u_BLD, self.a[...]).astype(jnp.float32) + self.dt_bias[...]
+        return -jnp.exp(self.A_log[...]) * jax.nn.softplus(dt_BLH)
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        return DeltaNet.flops(spec, length) + 2 * spec.width * spec.heads
+
+
+class KDA(DeltaNet):
+    """Kimi delta attention (Kimi team, arXiv:2510.26692): Gated DeltaNet's decay by channel.
+
+    l_t = -exp(A_log) softplus(u W_1 W_2 + dt_bias)               a number a channel of a head
+    S_t = (I - beta_t k_t k_t^T) diag(exp(l_t)) S_{t-1} + beta_t k_t v_t^T
+
+    The gate of the output is a sigmoid, of a matrix of low rank as well.
+    """
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        super().__init__(spec, rngs)
+        rank, channels = _rank(spec), spec.heads * spec.state
+        self.decay_down = matrix(rngs, spec.width, rank)
+        self.decay_up = matrix(rngs, rank, channels)
+        self.A_log, self.dt_bias = decay_parameters(rngs, spec.heads, channels, 1.0)
+        del self.z
+        self.gate_down = matrix(rngs, spec.width, rank)
+        self.gate_up = matrix(rngs, rank, spec.inner)
+
+    def log_decay(self, u_BLD: Hidden) -> Array:
+        dt = dense(dense(u_BLD, self.decay_down[...]), self.decay_up[...]).astype(jnp.float32)
+        dt_BLHN = (dt + self.dt_bias[...]).reshape(*u_BLD.shape[:2], self.spec.heads, -1)
+        return -jnp.exp(self.A_log[...])[:, None] * jax.nn.softplus(dt_BLHN)
+
+    def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:
+        gate = dense(dense(u_BLD, self.gate_down[...]), self.gate_up[...])
+        return self.opened(y_BLHP, jax.nn.sigmoid(gate))
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        low = 2 * spec.width + spec.heads * spec.state + spec.inner
+        full = 2 * spec.width * spec.inner
+        return DeltaNet.flops(spec, length) - full + 2 * _rank(spec) * low
+
+
+def _rank(spec: LayerSpec) -> int:
+    return min(RANK, spec.width)
+
+
+def normalised(x: Array) -> Array:
+    """Vectors of length 1 along the last axis, float32 within."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide**2).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def decay_parameters(
+    rngs: nnx.Rngs, heads: int, steps: int, least: float
+) -> tuple[nnx.Param, nnx.Param]:
+    """A_log of heads, A being uniform from `least`, not under 0.01, to 16, and dt_bias of `steps`
+    numbers whose softplus is log-uniform from 0.001 to 0.1."""
+    uniform = lambda n, a, b: jax.random.uniform(rngs.params(), (n,), minval=a, maxval=b)  # noqa: E731
+    A_log = nnx.Param(jnp.log(jnp.maximum(uniform(heads, least, 16), 0.01)))
+    dt = jnp.maximum(jnp.exp(uniform(steps, np.log(1e-3), np.log(1e-1))), 1e-4)
+    return A_log, nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))

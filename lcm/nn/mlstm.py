@@ -1,0 +1,99 @@
+"""The mLSTM as a mixer: a matrix with gates of input and forgetting that are exponentials."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.nn.dense import dense
+from lcm.nn.linear import LinearMixer
+from lcm.nn.norm import CentredNorm
+from lcm.nn.retention import counted
+from lcm.nn.spec import LayerSpec
+from lcm.types import Array, Context, Hidden
+
+LEAST_M = -80.0  # of log-maxima, whose exponentials are finite
+EPS = 1e-6
+
+
+class MLSTM(LinearMixer):
+    """mLSTM of xLSTM (Beck et al., arXiv:2405.04517), in the block of xLSTM-7B (arXiv:2503.13427).
+
+        i_t, f_t = cap(u W_i + b_i), logsigmoid(cap(u W_f + b_f))     cap(x) = 15 tanh(x / 15)
+        m_t = max(f_t + m_{t-1}, i_t)
+        C_t = exp(f_t + m_{t-1} - m_t) C_{t-1} + exp(i_t - m_t) k_t v_t^T
+        n_t = the same with 1 for v_t
+        y_t = C_t^T q_t / (max(|n_t . q_t|, exp(-m_t)) + 1e-6)        q_t over sqrt N
+        out = (norm(y) sigmoid(u W_z)) W_out
+
+    The maxima m are a recurrence of their own that knows nothing of chunks, so that C, n and m are
+    the same whatever a chunk is. `cap=0` leaves gates as they are.
+    """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"cap": 15.0, "input_bias": -10.0}
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        super().__init__(spec, rngs)
+        self.norm = CentredNorm((spec.heads, spec.head_size), spec.norm_eps)
+        zeros = jnp.zeros((spec.width, spec.heads))
+        self.i, self.f = nnx.Param(zeros), nnx.Param(zeros)
+        self.i_bias = nnx.Param(jnp.full(spec.heads, spec.option("input_bias")))
+        self.f_bias = nnx.Param(jnp.linspace(3.0, 6.0, spec.heads))
+
+    def mix(
+        self,
+        u_BLD: Hidden,
+        q_BLGN: Array,
+        k_BLGN: Array,
+        v_BLHP: Array,
+        memory: Any,
+        reset_BL: Array,
+        context: Context,
+    ) -> tuple[Array, Any]:
+        there_BL1 = context.segments_BL[..., None] > 0
+        i_BLH = jnp.where(there_BL1, self._preactivation("i", u_BLD), -jnp.inf)
+        f_BLH = jax.nn.log_sigmoid(self._preactivation("f", u_BLD))
+        f_BLH = jnp.where(there_BL1, f_BLH, 0)
+        m_BLH, before_BLH = log_maxima(i_BLH, f_BLH, memory["m"], reset_BL)
+        decay_BLH = jnp.where(reset_BL[..., None], 0, f_BLH + before_BLH - m_BLH)
+        # Of the values, which heads do not share, and as 0 of padding.
+        write_BLH1 = jnp.exp(i_BLH - m_BLH)[..., None]
+        v = (counted(v_BLHP, context).astype(jnp.float32) * write_BLH1).astype(v_BLHP.dtype)
+        q = q_BLGN * self.spec.state**-0.5
+        y_BLHP, C_BHNP = self.run(q, k_BLGN, v, decay_BLH, memory["C"], reset_BL)
+        y_BLHP = y_BLHP.astype(jnp.float32)
+        floor = jnp.maximum(jnp.abs(y_BLHP[..., -1:]), jnp.exp(-m_BLH)[..., None])
+        y_BLHP = (y_BLHP[..., :-1] / (floor + EPS)).astype(v_BLHP.dtype)
+        return y_BLHP, {"C": C_BHNP, "m": m_BLH[:, -1]}
+
+    def _preactivation(self, name: str, u_BLD: Hidden) -> Array:
+        cap = self.spec.option("cap")
+        x_BLH = dense(u_BLD, getattr(self, name)[...]).astype(jnp.float32)
+        x_BLH += getattr(self, f"{name}_bias")[...]
+        return cap * jnp.tanh(x_BLH / cap) if cap else x_BLH
+
+    def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:
+        return self.opened(y_BLHP, jax.nn.sigmoid(dense(u_BLD, self.z[...])))
+
+    @staticmethod
+    def memory(spec: LayerSpec) -> Any:
+        return {"C": (spec.heads, spec.state, spec.head_size + 1), "m": (spec.heads,)}
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        return LinearMixer.flops(spec, length) + 4 * spec.width * spec.heads
+
+
+def log_maxima(i_BLH: Array, f_BLH: Array, m0_BH: Array, reset_BL: Array) -> tuple[Array, Array]:
+    """`m_t = max(f_t + m_{t-1}, i_t)` and `m_{t-1}`, at least -80; `i_t` where documents begin."""
+    f_BLH = jnp.where(reset_BL[..., None], -jnp.inf, f_BLH)
+
+    def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+        (f1, i1), (f2, i2) = first, second
+        return f1 + f2, jnp.maximum(i1 + f2, i2)
+
+    f, i = jax.lax.associative_scan(after, (f_BLH, i_BLH), axis=1)
+    m_BLH = jnp.maximum(jnp.maximum(f + m0_BH[:, None], i), LEAST_M)
+    m_BLH = jax.lax.stop_gradient(m_BLH)  # y does not depend on it
+    return m_BLH, jnp.concatenate([m0_BH[:, None], m_BLH[:, :-1]], 1)
