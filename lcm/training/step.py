@@ -1,5 +1,6 @@
 """One step of training: loss, gradient, update, in one compiled function."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ Metrics = dict[str, Array]
 Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
+LOGITS = 2**27  # numbers of logits that a device holds at once, at the most
 PLACEMENT = 1  # apart from other uses of the seed
 
 
@@ -50,8 +52,8 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     bins = min(train.position_bins, length)
 
     def loss(params: Any, batch: Batch) -> tuple[Array, Metrics]:
-        logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)
-        nll_BL, log_z_BL = cross_entropy(logits, batch.targets_BL)
+        x_BLD, _ = decoder.hidden(spec, params, batch.tokens_BL, batch.context, None)
+        nll_BL, log_z_BL = _scored(spec, params, x_BLD, batch.targets_BL)
         weight_BL = batch.loss_weight_BL
         where_BL = jnp.minimum(batch.context.positions_BL * bins // length, bins - 1)
         sums = {
@@ -81,6 +83,37 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return step
+
+
+def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
+    """Negative log-likelihood and log-normaliser of each token.
+
+    Where the logits of a device would be large they are made for some tokens of each row at a time,
+    and once more for their gradient, so that they are never all there.
+    """
+    rows, context = _shards("data", "fsdp"), _shards("context")
+    (batch, length), width = targets_BL.shape, spec.width
+    own = length // context
+    wanted = -(-(batch // rows) * own * spec.vocab // (LOGITS * _shards("tensor")))
+    pieces = next(n for n in range(max(1, min(wanted, own)), own + 1) if own % n == 0)
+
+    def score(x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
+        return cross_entropy(decoder.logits(spec, params, x_BLD), targets_BL)
+
+    if pieces == 1:
+        return score(x_BLD, targets_BL)
+    cut = (batch, context, pieces, own // pieces)  # a piece has some tokens of every device
+    x_NBLD = jnp.moveaxis(x_BLD.reshape(*cut, width), 2, 0).reshape(pieces, batch, -1, width)
+    targets_NBL = jnp.moveaxis(targets_BL.reshape(cut), 2, 0).reshape(pieces, batch, -1)
+    scored = jax.lax.map(lambda xs: jax.checkpoint(score)(*xs), (x_NBLD, targets_NBL))
+    back = (pieces, batch, context, own // pieces)
+    return tuple(jnp.moveaxis(s.reshape(back), 0, 2).reshape(batch, length) for s in scored)
+
+
+def _shards(*axes: str) -> int:
+    """Devices along axes of the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.shape)
 
 
 def _accumulated(gradient: Callable, params: Any, batch: Batch, train: Any) -> tuple[Any, Metrics]:
