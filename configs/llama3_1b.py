@@ -5,9 +5,9 @@
 
 16 layers of width 2,048, the embedding table tied. Meant for 16 chips of v5e or more.
 
-Rows of 8,192 tokens; `configs/llama3_1b.py:65536` and the like take other lengths, with as many tokens
-in a batch as they allow. Shapes are published, weights are not trained here: the corpus is the
-default one, so set `data` to yours. 1235.8M parameters, 524.3M tokens in 1000 steps.
+Rows of 8,192 tokens; `configs/llama3_1b.py:65536` and the like take other lengths, with as many
+tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
+the default one, so set `data` to yours. 1235.8M parameters, 524.3M tokens in 1000 steps.
 """
 
 from ml_collections import ConfigDict

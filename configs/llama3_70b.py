@@ -5,9 +5,9 @@
 
 80 layers of width 8,192. Meant for 512 chips of v5p.
 
-Rows of 8,192 tokens; `configs/llama3_70b.py:65536` and the like take other lengths, with as many tokens
-in a batch as they allow. Shapes are published, weights are not trained here: the corpus is the
-default one, so set `data` to yours. 70553.7M parameters, 4194.3M tokens in 1000 steps.
+Rows of 8,192 tokens; `configs/llama3_70b.py:65536` and the like take other lengths, with as many
+tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
+the default one, so set `data` to yours. 70553.7M parameters, 4194.3M tokens in 1000 steps.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,12 @@
     lcm compile --config configs/llama3_8b.py --topology v5p:4x4x4 --mesh fsdp=64
     lcm train --config configs/llama3_8b.py --workdir runs/llama3_8b
 
-32 layers of width 4,096; Adam's state is float32 and computation bfloat16. Meant for 64 chips of v5p.
+32 layers of width 4,096; Adam's state is float32 and computation bfloat16. Meant for 64 chips of
+v5p.
 
-Rows of 8,192 tokens; `configs/llama3_8b.py:65536` and the like take other lengths, with as many tokens
-in a batch as they allow. Shapes are published, weights are not trained here: the corpus is the
-default one, so set `data` to yours. 8030.3M parameters, 2097.2M tokens in 1000 steps.
+Rows of 8,192 tokens; `configs/llama3_8b.py:65536` and the like take other lengths, with as many
+tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
+the default one, so set `data` to yours. 8030.3M parameters, 2097.2M tokens in 1000 steps.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,12 @@
     lcm compile --config configs/mamba2_2p7b.py --topology v5e:8x8 --mesh fsdp=64
     lcm train --config configs/mamba2_2p7b.py --workdir runs/mamba2_2p7b
 
-64 layers of width 2,560 with 80 heads of 64 and a state of 128, no attention, no MLP. Meant for 64 chips of v5e.
+64 layers of width 2,560 with 80 heads of 64 and a state of 128, no attention, no MLP. Meant for
+64 chips of v5e.
 
-Rows of 8,192 tokens; `configs/mamba2_2p7b.py:65536` and the like take other lengths, with as many tokens
-in a batch as they allow. Shapes are published, weights are not trained here: the corpus is the
-default one, so set `data` to yours. 2702.6M parameters, 524.3M tokens in 1000 steps.
+Rows of 8,192 tokens; `configs/mamba2_2p7b.py:65536` and the like take other lengths, with as many
+tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
+the default one, so set `data` to yours. 2702.6M parameters, 524.3M tokens in 1000 steps.
 """
 
 from ml_collections import ConfigDict

@@ -3,12 +3,13 @@
     lcm compile --config configs/recurrentgemma_9b.py --topology v5p:4x4x4 --mesh fsdp=64
     lcm train --config configs/recurrentgemma_9b.py --workdir runs/recurrentgemma_9b
 
-38 layers of width 4,096, two gated linear recurrences to one layer of local attention.
-Meant for 64 chips of v5p.
+38 layers of width 4,096, two gated linear recurrences to one layer of local attention. Meant for
+64 chips of v5p.
 
-Rows of 8,192 tokens; `configs/recurrentgemma_9b.py:65536` and the like take other lengths, with as many tokens
-in a batch as they allow. Shapes are published, weights are not trained here: the corpus is the
-default one, so set `data` to yours. 8580.0M parameters, 2097.2M tokens in 1000 steps.
+Rows of 8,192 tokens; `configs/recurrentgemma_9b.py:65536` and the like take other lengths, with
+as many tokens in a batch as they allow. Shapes are published, weights are not trained here: the
+corpus is the default one, so set `data` to yours. 8580.0M parameters, 2097.2M tokens in 1000
+steps.
 """
 
 from ml_collections import ConfigDict

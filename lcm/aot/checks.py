@@ -30,7 +30,7 @@ def findings(cfg: Any, mesh: Mesh, built: Built, module: hlo.Module) -> Iterator
 def stacked_gathers(module: hlo.Module, depths: set[int]) -> Iterator[str]:
     """`parameter-gather`: weights of all layers are gathered at once, not those of one."""
     for op in module.ops():
-        if not op.kind.startswith("all-gather"):
+        if op.kind not in ("all-gather", "all-gather-start"):
             continue
         for dims in hlo.dimensions(op.shape):
             if len(dims) >= 3 and dims[0] in depths and math.prod(dims) >= 2**20:

@@ -160,21 +160,22 @@ class Module:
             number = int(re.match(r"(\d+)\)", parameter.rest).group(1))
             if number < len(op.operands) and not size(shapes.get(op.operands[number], "")):
                 continue  # it lies in the memory of the core
-            read += self._read(parameter, inside, own)
+            read += self._read(parameter, inside)
         root = next((each for each in inside if each.root), None)
         if root is not None and root.kind == "dynamic-update-slice":
             return read + size(own[root.operands[1]].shape)
         return read + size(op.shape)
 
     @staticmethod
-    def _read(parameter: Op, inside: list[Op], own: dict[str, Op]) -> int:
+    def _read(parameter: Op, inside: list[Op]) -> int:
         """Bytes a fusion reads of one operand: of what it only cuts from, the pieces."""
         users = [each for each in inside if parameter.name in each.operands]
         pieces = 0
         for user in users:
-            if user.kind == "dynamic-slice":
+            cut = user.operands[0] == parameter.name
+            if user.kind == "dynamic-slice" and cut:
                 pieces += size(user.shape)
-            elif user.kind == "dynamic-update-slice" and user.operands[0] == parameter.name:
+            elif user.kind == "dynamic-update-slice" and cut:
                 continue  # written in place
             else:
                 return size(parameter.shape)

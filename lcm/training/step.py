@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from lcm import positions
 from lcm.models import ModelSpec, decoder
@@ -88,32 +90,46 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
 def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
     """Negative log-likelihood and log-normaliser of each token.
 
-    Where the logits of a device would be large they are made for some tokens of each row at a time,
-    and once more for their gradient, so that they are never all there.
+    Where the logits of a device would be large they are made for some of its tokens at a time, and
+    once more for their gradient, so that they are never all there. The output matrix is gathered
+    once for all pieces, and so is its gradient summed.
     """
-    rows, context = _shards("data", "fsdp"), _shards("context")
-    (batch, length), width = targets_BL.shape, spec.width
-    own = length // context
-    wanted = -(-(batch // rows) * own * spec.vocab // (LOGITS * _shards("tensor")))
-    pieces = next(n for n in range(max(1, min(wanted, own)), own + 1) if own % n == 0)
-
-    def score(x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
-        return cross_entropy(decoder.logits(spec, params, x_BLD), targets_BL)
-
-    if pieces == 1:
-        return score(x_BLD, targets_BL)
-    cut = (batch, context, pieces, own // pieces)  # a piece has some tokens of every device
-    x_NBLD = jnp.moveaxis(x_BLD.reshape(*cut, width), 2, 0).reshape(pieces, batch, -1, width)
-    targets_NBL = jnp.moveaxis(targets_BL.reshape(cut), 2, 0).reshape(pieces, batch, -1)
-    scored = jax.lax.map(lambda xs: jax.checkpoint(score)(*xs), (x_NBLD, targets_NBL))
-    back = (pieces, batch, context, own // pieces)
-    return tuple(jnp.moveaxis(s.reshape(back), 0, 2).reshape(batch, length) for s in scored)
-
-
-def _shards(*axes: str) -> int:
-    """Devices along axes of the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.shape)
+    rows = [axis for axis in ("data", "fsdp") if axis in mesh.shape]
+    sequence = [axis for axis in ("context",) if axis in mesh.shape]
+    shards = math.prod(mesh.shape[axis] for axis in (*rows, *sequence))
+    held = LOGITS * mesh.shape.get("tensor", 1)
+    own = targets_BL.size // shards
+    pieces = -(-own * spec.vocab // held)
+    if pieces == 1:
+        return _score(spec, params, x_BLD, targets_BL)
+    pieces = next(n for n in range(min(pieces, own), own + 1) if own % n == 0)
+    name = "embedding" if spec.tied else "head"
+    output = {name: jax.tree.map(lambda x: x.astype(spec.dtype), params[name])}
+    inside = partial(_in_pieces, spec, pieces)
+    if shards == 1:
+        return inside(output, x_BLD, targets_BL)
+    lies = PartitionSpec(tuple(rows), *sequence)
+    return jax.shard_map(
+        inside,
+        in_specs=(PartitionSpec(), lies, lies),
+        out_specs=(lies, lies),
+        axis_names={*rows, *sequence},
+        check_vma=False,
+    )(output, x_BLD, targets_BL)
+
+
+def _in_pieces(
+    spec: ModelSpec, pieces: int, output: Any, x_BLD: Array, targets_BL: Array
+) -> tuple[Array, Array]:
+    """`_score` of some tokens after others, each computed again for its gradient."""
+    score = jax.checkpoint(partial(_score, spec, output))
+    xs = x_BLD.reshape(pieces, 1, -1, spec.width), targets_BL.reshape(pieces, 1, -1)
+    return jax.tree.map(lambda s: s.reshape(targets_BL.shape), jax.lax.map(lambda x: score(*x), xs))
+
+
+def _score(spec: ModelSpec, output: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
+    return cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
 
 
 def _accumulated(gradient: Callable, params: Any, batch: Batch, train: Any) -> tuple[Any, Metrics]:
