@@ -221,13 +221,15 @@ def drifts(spec: str, report: Report) -> list[str]:
 def candidates(cfg: Any, name: str, remats: tuple[str, ...]) -> Iterator[Any]:
     """The config on every mesh of a topology that divides its sizes, with each way of remat.
 
-    Axes are powers of 2 of the devices; tensor goes up to 8 and context up to where a device has
+    Axes are powers of 2 of the devices; tensor goes up to 8 and divides heads, context goes up to where a device has
     4,096 tokens of a row.
     """
     devices = topology.devices(name)
     powers = [2**i for i in range(len(devices).bit_length())]
     long = [c for c in powers if c == 1 or cfg.data.length // c >= 4096]
-    for context, tensor, remat in itertools.product(long, powers[:4], remats):
+    heads = [layer.heads for layer in models.spec(cfg).layers]
+    narrow = [t for t in powers[:4] if all(h % t == 0 for h in heads)]
+    for context, tensor, remat in itertools.product(long, narrow, remats):
         for data in (1, 2, 4, 8):
             fsdp = len(devices) // (context * tensor * data)
             if fsdp * context * tensor * data != len(devices):
@@ -236,8 +238,7 @@ def candidates(cfg: Any, name: str, remats: tuple[str, ...]) -> Iterator[Any]:
             each.mesh.update(data=data, fsdp=fsdp, context=context, tensor=tensor)
             each.model.remat = remat
             try:
-                training_mesh = parallel.make(each, devices)
-                STEPS["train"](each, training_mesh)
+                STEPS["train"](each, parallel.make(each, devices))
             except ConfigError:
                 continue
             yield each
