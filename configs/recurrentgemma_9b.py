@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "tiny":
         cfg.model.vocab = 320
         config.shrink(cfg)
+        cfg.model.kinds.local.head_size = 16
     elif arg.isdigit() and int(arg):
         cfg.train.batch = max(1, cfg.train.batch * cfg.data.length // int(arg))
         cfg.data.length = int(arg)
