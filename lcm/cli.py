@@ -146,6 +146,14 @@ def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
     console.chat(args, overrides)
 
 
+def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Nothing is computed, and a TPU that is here must not be taken for it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from lcm.aot import gate
+
+    return gate.run(args, overrides)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user, in one line."""
 
@@ -213,6 +221,22 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     convert.set_defaults(run=_convert)
 
+    ahead = commands.add_parser(
+        "compile", help="compile a config for a TPU slice that is not here: does it fit?"
+    )
+    ahead.add_argument("--config", required=True, help="FILE.py or FILE.py:ARG")
+    ahead.add_argument("--topology", required=True, help="a slice, such as v5p:4x4x4 or v5e:16x16")
+    ahead.add_argument("--mesh", default="", help="axes, such as fsdp=16,context=4 (the config's)")
+    ahead.add_argument("--steps", default="train,prefill,decode", help="some of them (all)")
+    ahead.add_argument("--json", type=_folder, help="write the same for machines to this file")
+    ahead.add_argument("--record", action="store_true", help="write the budget beside the config")
+    ahead.add_argument(
+        "--check", action="store_true", help="fail on findings, and on 5 %% off the budget"
+    )
+    ahead.add_argument("--sweep", action="store_true", help="try meshes and remat, rank what fits")
+    ahead.add_argument("--remat", default="dots,full", help="of --sweep: none, dots, full")
+    ahead.set_defaults(run=_compile)
+
     generate = commands.add_parser("generate", help="go on with a prompt, or with a file of them")
     given = generate.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", help="the text; - reads it from standard input")
@@ -228,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.set_defaults(run=_chat)
     for command in (generate, chat):
         _add_decoding(command)
-    for command in (train, evaluate, analyse, generate, chat):
+    for command in (train, evaluate, analyse, ahead, generate, chat):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser
 

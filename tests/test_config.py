@@ -24,6 +24,8 @@ PATTERNS = "irope", "rnope_swa", "smollm3"
 SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
 RECURRENT = "mamba2", "griffin", "retnet", "gla", "gated_deltanet", "kda", "mlstm", "delta_hybrid"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in RECURRENT]
+SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b"
+SHIPPED += [(f"{name}.py", "", "tiny") for name in SHAPES]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 
 

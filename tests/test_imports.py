@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "decoding": RUNS | {"pretrained"},
     "evaluation": RUNS | {"pretrained", "decoding"},
     "report": RUNS | {"pretrained", "decoding", "evaluation"},
-    "aot": BASE,
+    "aot": RUNS,
     "reproduce": RUNS | {"pretrained", "decoding", "evaluation", "report"},
 }
 ALLOWED["cli"] = set(ALLOWED)

@@ -38,9 +38,9 @@ def work(fn: Callable, *args: Any) -> Work:
     return of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def of(jaxpr: core.Jaxpr) -> Work:
-    """The work of a jaxpr."""
-    return _sum(_equation(eqn) for eqn in jaxpr.eqns)
+def of(jaxpr: core.Jaxpr, only: Any = None) -> Work:
+    """The work of a jaxpr; of its products only those of operands of one dtype, if one is given."""
+    return _sum(_equation(eqn, only) for eqn in jaxpr.eqns)
 
 
 def _sum(works: Iterable[Work]) -> Work:
@@ -49,18 +49,18 @@ def _sum(works: Iterable[Work]) -> Work:
     return Work(sum(w.matmul for w in works), sum(w.kernels for w in works), unknown)
 
 
-def _equation(eqn: core.JaxprEqn) -> Work:
+def _equation(eqn: core.JaxprEqn, only: Any = None) -> Work:
     name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        return Work(matmul=_dot(eqn))
-    if name == "conv_general_dilated":
-        return Work(matmul=_convolution(eqn))
+    if name in ("dot_general", "conv_general_dilated"):
+        if only is not None and any(x.aval.dtype != only for x in eqn.invars[:2]):
+            return Work()
+        return Work(matmul=_dot(eqn) if name == "dot_general" else _convolution(eqn))
     if name == "pallas_call":
         estimate = params["cost_estimate"]
         if estimate is None:
             return Work(unknown=(str(params["name"]),))
         return Work(kernels=float(estimate.flops))
-    inner = [of(sub) for sub in _inside(params)]
+    inner = [of(sub, only) for sub in _inside(params)]
     if name == "cond":
         return max(inner, key=lambda branch: branch.flops)
     if name == "scan":

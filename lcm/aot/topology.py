@@ -26,18 +26,23 @@ def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("de
     Raises:
         CompileError: if libtpu is missing, or has no such topology, or it has too few devices.
     """
-    devices = _devices(topology)
+    found = devices(topology)
     count = math.prod(shape)
-    if count > len(devices):
+    if count > len(found):
         raise CompileError(
             f"a mesh of {'x'.join(map(str, shape))} needs {count} devices, topology {topology} has "
-            f"{len(devices)}: take a larger one"
+            f"{len(found)}: take a larger one"
         )
-    grid = np.array(devices[:count]).reshape(shape)
+    grid = np.array(found[:count]).reshape(shape)
     return Mesh(grid, tuple(names), axis_types=(AxisType.Auto,) * grid.ndim)
 
 
-def _devices(topology: str) -> list[jax.Device]:
+def devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU slice.
+
+    Raises:
+        CompileError: if libtpu is missing, or has no such topology.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise CompileError(
             "compiling for a TPU needs libtpu, which is not installed: pip install 'jax[tpu]'"

@@ -1,11 +1,14 @@
 """One step of training: loss, gradient, update, in one compiled function."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from lcm import positions
 from lcm.models import ModelSpec, decoder
@@ -16,6 +19,7 @@ Metrics = dict[str, Array]
 Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
+LOGITS = 2**27  # numbers of logits that a device holds at once, at the most
 PLACEMENT = 1  # apart from other uses of the seed
 
 
@@ -50,8 +54,8 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     bins = min(train.position_bins, length)
 
     def loss(params: Any, batch: Batch) -> tuple[Array, Metrics]:
-        logits, _ = decoder.apply(spec, params, batch.tokens_BL, batch.context, None)
-        nll_BL, log_z_BL = cross_entropy(logits, batch.targets_BL)
+        x_BLD, _ = decoder.hidden(spec, params, batch.tokens_BL, batch.context, None)
+        nll_BL, log_z_BL = _scored(spec, params, x_BLD, batch.targets_BL)
         weight_BL = batch.loss_weight_BL
         where_BL = jnp.minimum(batch.context.positions_BL * bins // length, bins - 1)
         sums = {
@@ -81,6 +85,51 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return step
+
+
+def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
+    """Negative log-likelihood and log-normaliser of each token.
+
+    Where the logits of a device would be large they are made for some of its tokens at a time, and
+    once more for their gradient, so that they are never all there. The output matrix is gathered
+    once for all pieces, and so is its gradient summed.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = [axis for axis in ("data", "fsdp") if axis in mesh.shape]
+    sequence = [axis for axis in ("context",) if axis in mesh.shape]
+    shards = math.prod(mesh.shape[axis] for axis in (*rows, *sequence))
+    held = LOGITS * mesh.shape.get("tensor", 1)
+    own = targets_BL.size // shards
+    pieces = -(-own * spec.vocab // held)
+    if pieces == 1:
+        return _score(spec, params, x_BLD, targets_BL)
+    pieces = next(n for n in range(min(pieces, own), own + 1) if own % n == 0)
+    name = "embedding" if spec.tied else "head"
+    output = {name: jax.tree.map(lambda x: x.astype(spec.dtype), params[name])}
+    inside = partial(_in_pieces, spec, pieces)
+    if shards == 1:
+        return inside(output, x_BLD, targets_BL)
+    lies = PartitionSpec(tuple(rows), *sequence)
+    return jax.shard_map(
+        inside,
+        in_specs=(PartitionSpec(), lies, lies),
+        out_specs=(lies, lies),
+        axis_names={*rows, *sequence},
+        check_vma=False,
+    )(output, x_BLD, targets_BL)
+
+
+def _in_pieces(
+    spec: ModelSpec, pieces: int, output: Any, x_BLD: Array, targets_BL: Array
+) -> tuple[Array, Array]:
+    """`_score` of some tokens after others, each computed again for its gradient."""
+    score = jax.checkpoint(partial(_score, spec, output))
+    xs = x_BLD.reshape(pieces, 1, -1, spec.width), targets_BL.reshape(pieces, 1, -1)
+    return jax.tree.map(lambda s: s.reshape(targets_BL.shape), jax.lax.map(lambda x: score(*x), xs))
+
+
+def _score(spec: ModelSpec, output: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
+    return cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
 
 
 def _accumulated(gradient: Callable, params: Any, batch: Batch, train: Any) -> tuple[Any, Metrics]:

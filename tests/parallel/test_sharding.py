@@ -20,6 +20,8 @@ PROGRAM = """
 import json, sys
 import jax
 from lcm import config, training
+from lcm.training import step
+step.LOGITS = int(sys.argv[3])
 cfg = config.shrink(config.base())
 keys = ["train.steps=4", "train.log_every=1", "model.width=64", "model.heads=4", "model.unroll=1"]
 cfg = config.override(cfg, keys + ["data.packing=first_fit"])
@@ -35,10 +37,10 @@ print("RESULT", jax.device_count(), json.dumps(out))
 """
 
 
-def losses(folder: pathlib.Path, devices: int, meshes: dict) -> dict:
+def losses(folder: pathlib.Path, devices: int, meshes: dict, logits: int = 2**27) -> dict:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(meshes)],
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(meshes), str(logits)],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
@@ -55,8 +57,11 @@ def losses(folder: pathlib.Path, devices: int, meshes: dict) -> dict:
 def test_one_and_eight_devices_give_the_same_losses(tmp_path):
     want = losses(tmp_path / "one", 1, {"one": [1, 1, 1, 1]})["one"]
     got = losses(tmp_path / "eight", 8, MESHES)
+    # Logits of few tokens at a time: one of 8 rows, then two of each device's, and of its part.
+    meshes = {"data": [8, 1, 1, 1], "all": [1, 2, 2, 2]}
+    pieces = losses(tmp_path / "pieces", 8, meshes, logits=2000)
     assert len(want) == 4
-    for name, values in got.items():
+    for name, values in [*got.items(), *pieces.items()]:
         np.testing.assert_allclose(values, want, rtol=2e-4, err_msg=name)
 
 

@@ -99,3 +99,18 @@ def test_learns_a_repeated_batch(tiny):
     _, first = run(tiny("train.warmup=0"), batch)
     _, last = run(tiny("train.warmup=0", "train.schedule=constant"), batch, steps=30)
     assert float(last["loss"]) < float(first["loss"]) - 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_in_pieces_give_the_same_step(tiny, monkeypatch, tied):
+    batch, cfg = packed_batch(), tiny("train.warmup=0", f"model.tied={tied}")
+    want, want_metrics = run(cfg, batch)
+    monkeypatch.setattr(training.step, "LOGITS", 40 * cfg.model.vocab)
+    got, got_metrics = run(cfg, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got_metrics, want_metrics
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.params, want.params)
+    step = training.make_step(models.spec(cfg), training.optimizer(cfg.train), cfg)
+    made = str(jax.make_jaxpr(step)(want, batch))
+    assert f"f32[8,32,{cfg.model.vocab}]" not in made and f"f32[256,{cfg.model.vocab}]" not in made

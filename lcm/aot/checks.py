@@ -1,0 +1,58 @@
+"""Regressions that a compiled program shows, by name."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.sharding import Mesh
+
+from lcm import models
+from lcm.aot import flops, hlo
+from lcm.aot.steps import Built
+
+WIDE_SHARE = 0.02  # of a program's FLOPs that may be of float32 products, where it is not one
+
+
+def findings(cfg: Any, mesh: Mesh, built: Built, module: hlo.Module) -> Iterator[str]:
+    """What is wrong with a program, as `name: what`."""
+    spec = models.spec(cfg)
+    yield from stacked_gathers(module, {spec.count(i) for i in range(len(spec.layers))} - {0, 1})
+    yield from square_arrays(module, cfg.data.length // mesh.shape["context"])
+    if spec.dtype != jnp.float32:
+        with jax.set_mesh(mesh):
+            jaxpr = jax.make_jaxpr(built.fn)(*built.args).jaxpr
+        yield from wide_products(jaxpr)
+
+
+def stacked_gathers(module: hlo.Module, depths: set[int]) -> Iterator[str]:
+    """`parameter-gather`: weights of all layers are gathered at once, not those of one."""
+    for op in module.ops():
+        if op.kind not in ("all-gather", "all-gather-start"):
+            continue
+        for dims in hlo.dimensions(op.shape):
+            if len(dims) >= 3 and dims[0] in depths and math.prod(dims) >= 2**20:
+                yield f"parameter-gather: {op.name} gathers {dims} of all layers at once"
+                break
+
+
+def square_arrays(module: hlo.Module, length: int) -> Iterator[str]:
+    """`square-array`: something has two axes of the sequence, as attention must not."""
+    if length < 1024:
+        return
+    seen = set()
+    for op in module.ops():
+        for dims in hlo.dimensions(op.shape):
+            if sum(each == length for each in dims) >= 2 and dims not in seen:
+                seen.add(dims)
+                yield f"square-array: {op.name} is {dims}, {length} being the tokens of a row"
+
+
+def wide_products(jaxpr: core.Jaxpr) -> Iterator[str]:
+    """`float32-matmul`: products of float32 in a model that computes in less."""
+    total, wide = flops.of(jaxpr), flops.of(jaxpr, only=jnp.float32)
+    if wide.matmul > WIDE_SHARE * total.flops:
+        share = 100 * wide.matmul / total.flops
+        yield f"float32-matmul: {share:.1f} % of all FLOPs are of float32 products"

@@ -1,0 +1,102 @@
+"""The programs of a config for a mesh that need not be here: a train step, a prefill, a decode."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lcm import models, parallel, positions, training
+from lcm.aot.program import Program, compile
+from lcm.models import decoder
+from lcm.types import Batch, Context
+
+# Tokens of a prompt that are read in one call, at the most.
+CHUNK = 2048
+
+
+class Built(NamedTuple):
+    """A function with the shapes and places of its arguments, to be compiled.
+
+    tokens: those of all devices that one run of it takes.
+    options: of `jax.jit`.
+    """
+
+    fn: Callable
+    args: tuple
+    options: dict[str, Any]
+    tokens: int
+
+    def compiled(self, mesh: Mesh) -> Program:
+        return compile(self.fn, *self.args, topology=mesh, **self.options)
+
+
+def train(cfg: Any, mesh: Mesh) -> Built:
+    """One step of training, as `lcm train` compiles it."""
+    state = training.abstract_state(cfg, mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = training.make_step(models.spec(cfg), training.optimizer(cfg.train), cfg)
+    span = positions.make_placement(cfg.train.placement).span
+    rows, length = cfg.train.batch, cfg.data.length * span
+    ids, weights = (_rows(mesh, (rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
+    batch = Batch(ids, ids, Context(ids, ids, ids), weights)
+    options = {"donate_argnums": 0, "out_shardings": (layout, None)}
+    return Built(step, (state, batch), options, rows * length)
+
+
+def prefill(cfg: Any, mesh: Mesh) -> Built:
+    """A chunk of `data.length` prompt tokens into empty caches, a row to each data shard."""
+    return _serving(cfg, mesh, min(CHUNK, cfg.data.length), logits=False)
+
+
+def decode(cfg: Any, mesh: Mesh) -> Built:
+    """One token more of `train.batch` rows whose caches hold `data.length` tokens."""
+    return _serving(cfg, mesh, 1, logits=True)
+
+
+STEPS: dict[str, Callable[[Any, Mesh], Built]] = {
+    "train": train,
+    "prefill": prefill,
+    "decode": decode,
+}
+
+
+def _serving(cfg: Any, mesh: Mesh, length: int, logits: bool) -> Built:
+    spec = models.spec(cfg)
+    rows = cfg.train.batch if length == 1 else mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def step(params: Any, state: Any, tokens_BL: Any, context: Context) -> tuple[Any, Any]:
+        x_BLD, state = decoder.hidden(spec, params, tokens_BL, context, state)
+        return (decoder.logits(spec, params, x_BLD) if logits else None), state
+
+    shapes = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))
+    params = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, spec.dtype, sharding=at),
+        shapes,
+        parallel.shardings({"params": shapes}, mesh)["params"],
+    )
+    state = jax.eval_shape(lambda: decoder.init_state(spec, rows, cfg.data.length))
+    state = jax.tree.map(lambda leaf: _cache(mesh, leaf, rows), state)
+    ids = _rows(mesh, (rows, length), jnp.int32, sequence=None)
+    return Built(
+        step, (params, state, ids, Context(ids, ids, ids)), {"donate_argnums": 1}, rows * length
+    )
+
+
+def _rows(mesh: Mesh, shape: tuple, dtype: Any, sequence: Any = "context") -> Any:
+    spec = PartitionSpec(("data", "fsdp"), sequence)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _cache(mesh: Mesh, leaf: Any, rows: int) -> Any:
+    """State with its rows over data and fsdp, and heads, which follow them, over tensor."""
+    axes: list[Any] = [None] * leaf.ndim
+    for axis, size in enumerate(leaf.shape[:2]):
+        if size == rows and (axis == 1 or leaf.ndim == 1):
+            axes[axis] = ("data", "fsdp")
+            if leaf.ndim > axis + 2 and leaf.shape[axis + 1] % mesh.shape["tensor"] == 0:
+                axes[axis + 1] = "tensor"
+            break
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
