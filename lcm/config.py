@@ -43,6 +43,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "auto",
         "implementation of attention: auto, pallas, blockwise, reference",
     ),
+    "model.context_attention": (
+        "auto",
+        "attention over mesh.context: auto, gather (of keys), ring, ulysses (by head)",
+    ),
     "model.state": (128, "numbers that a channel of a recurrent layer keeps, N"),
     "model.conv": (4, "taps of the convolution before a recurrence, W"),
     "model.expand": (2.0, "channels of a recurrent layer, as a multiple of the width"),
@@ -91,6 +95,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "mesh.data": (-1, "devices on the data axis; one axis may be -1, the rest of the devices"),
     "mesh.fsdp": (1, "devices over which parameters and batch are sharded"),
     "mesh.context": (1, "devices over which the sequence is sharded"),
+    "mesh.order": (
+        "plain",
+        "tokens over context: plain, or zigzag or striped, which balance causal attention",
+    ),
     "mesh.tensor": (1, "devices over which heads and hidden width are sharded"),
     "eval.multiples": ((1, 2, 4, 8), "lengths evaluated, as multiples of data.length"),
     "eval.tokens": (65_536, "held-out tokens scored at each length, at the most"),

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lcm.errors import ConfigError
+from lcm.parallel import context
 from lcm.types import Batch, Context
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -36,6 +37,7 @@ def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
             f"to {len(devices)}; set one of them to -1"
         )
     _check_divides(cfg, sizes)
+    context.check(cfg, sizes)
     grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -20,6 +20,7 @@ from lcm.ops.attention.normaliser import Normaliser, Softmax, SoftmaxSink, Softp
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.patterns import bigbird, vertical_slash
 from lcm.ops.attention.score import Compose, LinearBias, ScoreMod, SoftCap, compose
+from lcm.ops.attention.spread import METHODS, ORDERS, Spread
 
 __all__ = [
     "BACKENDS",
@@ -33,6 +34,8 @@ __all__ = [
     "Local",
     "LogBias",
     "LogSquareBias",
+    "METHODS",
+    "ORDERS",
     "Mask",
     "Normaliser",
     "Part",
@@ -44,6 +47,7 @@ __all__ = [
     "Softmax",
     "SoftmaxSink",
     "Softplus",
+    "Spread",
     "Within",
     "attend",
     "attend_partial",
