@@ -66,7 +66,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.norm": ("rms", "normalisation: rms, layer (LayerNorm) or layer_no_bias"),
     "model.norm_eps": (1e-6, "added to the mean square in norms"),
     "model.dtype": ("float32", "dtype of computation; parameters, softmax and loss stay float32"),
-    "model.remat": ("none", "what is recomputed backward: none, dots (all but matmuls) or full"),
+    "model.remat": (
+        "none",
+        "recomputed backward: none, dots (all but matmuls), full, offload (full, inputs on host)",
+    ),
     "model.unroll": (0, "rounds of the pattern per step of the scan; 0: all on a CPU, 1 elsewhere"),
     "data.length": (256, "tokens in a training row, L"),
     **{f"data.{key}": described for key, described in data.defaults().items()},

@@ -14,7 +14,7 @@ from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "offload")
 BACKENDS = ("auto", *attention.BACKENDS)
 
 

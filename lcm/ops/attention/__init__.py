@@ -24,6 +24,8 @@ from lcm.ops.attention.spread import METHODS, ORDERS, Spread
 
 __all__ = [
     "BACKENDS",
+    "METHODS",
+    "ORDERS",
     "BlockMap",
     "BucketBias",
     "CappedBias",
@@ -34,8 +36,6 @@ __all__ = [
     "Local",
     "LogBias",
     "LogSquareBias",
-    "METHODS",
-    "ORDERS",
     "Mask",
     "Normaliser",
     "Part",
