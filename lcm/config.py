@@ -43,6 +43,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "auto",
         "implementation of attention: auto, pallas, blockwise, reference",
     ),
+    "model.context_attention": (
+        "auto",
+        "attention over mesh.context: auto, gather (of keys), ring, ulysses (by head)",
+    ),
     "model.state": (128, "numbers that a channel of a recurrent layer keeps, N"),
     "model.conv": (4, "taps of the convolution before a recurrence, W"),
     "model.expand": (2.0, "channels of a recurrent layer, as a multiple of the width"),
@@ -62,7 +66,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.norm": ("rms", "normalisation: rms, layer (LayerNorm) or layer_no_bias"),
     "model.norm_eps": (1e-6, "added to the mean square in norms"),
     "model.dtype": ("float32", "dtype of computation; parameters, softmax and loss stay float32"),
-    "model.remat": ("none", "what is recomputed backward: none, dots (all but matmuls) or full"),
+    "model.remat": (
+        "none",
+        "recomputed backward: none, dots (all but matmuls), full, offload (full, inputs on host)",
+    ),
     "model.unroll": (0, "rounds of the pattern per step of the scan; 0: all on a CPU, 1 elsewhere"),
     "data.length": (256, "tokens in a training row, L"),
     **{f"data.{key}": described for key, described in data.defaults().items()},
@@ -91,6 +98,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "mesh.data": (-1, "devices on the data axis; one axis may be -1, the rest of the devices"),
     "mesh.fsdp": (1, "devices over which parameters and batch are sharded"),
     "mesh.context": (1, "devices over which the sequence is sharded"),
+    "mesh.order": (
+        "plain",
+        "tokens over context: plain, or zigzag or striped, which balance causal attention",
+    ),
     "mesh.tensor": (1, "devices over which heads and hidden width are sharded"),
     "eval.multiples": ((1, 2, 4, 8), "lengths evaluated, as multiples of data.length"),
     "eval.tokens": (65_536, "held-out tokens scored at each length, at the most"),

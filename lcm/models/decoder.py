@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lcm import nn
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import Functional, functional
+from lcm.ops.placed import placed
 from lcm.ops.platform import platform
 from lcm.positions import PositionEncoding
 from lcm.types import Array, Context, Hidden, Logits, Tokens
@@ -17,6 +19,7 @@ from lcm.types import Array, Context, Hidden, Logits, Tokens
 Params = dict[str, Any]
 # Rounds written out where unroll is 0, on a CPU: compilation grows with them.
 MOST_UNROLLED = 16
+RESIDUAL = "residual"
 
 
 class State(NamedTuple):
@@ -78,7 +81,7 @@ def hidden(
     """The normalised output of the last layer, in the dtype the model computes in."""
     _, norm, _ = _ends(spec)
     shared = prepared(spec, params.get("positions", {}))
-    x_BLD = embedded(spec, params, tokens_BL, context, shared)
+    x_BLD = _residual(embedded(spec, params, tokens_BL, context, shared))
     states = tuple(None for _ in spec.layers) if state is None else state.layers
     x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
     x_BLD = norm.apply(params["final_norm"], x_BLD)
@@ -155,6 +158,7 @@ def _layers(
             run = _remat(spec, block(spec.layers[i]).apply)
             own = shared.get(own_encoding(spec, i), {})
             x_BLD, state = run(layers[i], x_BLD, context, states[i], own)
+            x_BLD = _residual(x_BLD)
             after.append(state)
         return x_BLD, tuple(after)
 
@@ -167,6 +171,11 @@ def _layers(
         extra += tuple(None for _ in range(spec.rest, len(kinds)))
         after = tuple(_extended(full, one) for full, one in zip(after, extra, strict=True))
     return x_BLD, after
+
+
+def _residual(x_BLD: Hidden) -> Hidden:
+    """The residual stream, by rows and tokens: what all layers read and write, in one layout."""
+    return placed(x_BLD, "rows", "tokens", "width")
 
 
 def _written_out(
@@ -204,10 +213,25 @@ def _extended(stacked: Any, one: Any) -> Any:
 
 
 def _remat(spec: ModelSpec, block: Any) -> Any:
-    """What the backward pass keeps of a layer: all, the matmuls with weights, or its input."""
+    """What the backward pass keeps of a layer: all, the matmuls with weights, or its input.
+
+    That may wait in the host's memory (`offload`), from where it comes back when its turn does.
+    """
     if spec.remat == "none":
         return block
     policies = jax.checkpoint_policies
+    if spec.remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[RESIDUAL],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+        def named(params: Params, x_BLD: Hidden, *rest: Any) -> tuple[Hidden, Any]:
+            return block(params, checkpoint_name(x_BLD, RESIDUAL), *rest)
+
+        return jax.checkpoint(named, policy=policy)
     keep = {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}
     return jax.checkpoint(block, policy=keep[spec.remat])
 

@@ -14,7 +14,7 @@ from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "offload")
 BACKENDS = ("auto", *attention.BACKENDS)
 
 
@@ -83,7 +83,11 @@ def spec(cfg: Any) -> ModelSpec:
             f"model.pattern has {len(model.pattern)} kinds for model.depth={model.depth} layers: "
             "shorten the pattern or deepen the model"
         )
-    layers = tuple(_layer(model, kind, cfg.data.length) for kind in model.pattern)
+    _one_of("model.context_attention", model.context_attention, attention.METHODS)
+    _one_of("mesh.order", cfg.mesh.order, attention.ORDERS)
+    over = attention.Spread(model.context_attention, cfg.mesh.order)
+    layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
+    layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
     encoding = positions.make(model.positions)
     description = ModelSpec(
         layers=layers,

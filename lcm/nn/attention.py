@@ -63,6 +63,7 @@ class Attention(nnx.Module):
                 k_context,
                 limit=lambda part: _limited(part, spec),
                 backend=spec.backend,
+                over=spec.over,
             )
         y_BLD = dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...])
         return biased(self, "out", y_BLD), state

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from lcm.ops.attention import Spread
 from lcm.positions import Dims, PositionEncoding
 
 
@@ -39,6 +40,7 @@ class LayerSpec:
     groups: int
     recurrence_chunk: int
     options: tuple[tuple[str, Any], ...] = ()
+    over: Spread = Spread()  # noqa: RUF009, frozen
 
     @property
     def inner(self) -> int:

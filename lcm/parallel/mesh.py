@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lcm.errors import ConfigError
+from lcm.parallel import context
 from lcm.types import Batch, Context
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -37,6 +38,7 @@ def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
             f"to {len(devices)}; set one of them to -1"
         )
     _check_divides(cfg, sizes)
+    context.check(cfg, sizes)
     grid = _grid(devices, tuple(sizes[axis] for axis in AXES))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

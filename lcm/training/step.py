@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from lcm import positions
+from lcm import parallel, positions
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
 from lcm.types import Array, Batch
@@ -68,6 +68,7 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = placement(jax.random.fold_in(draws, state.step), batch, length)
+        batch = parallel.arranged(batch, cfg.mesh.order)
         gradient, sums = _accumulated(jax.grad(loss, has_aux=True), state.params, batch, train)
         gradient = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -82,7 +82,7 @@ def write_config(workdir: pathlib.Path, cfg: ConfigDict) -> list[str]:
     fixed = [
         k for k in changed if k.startswith(("model.", "data.")) or k in ("seed", "train.batch")
     ]
-    harmless = ("model.backend", "model.remat", "model.unroll")
+    harmless = ("model.backend", "model.remat", "model.unroll", "model.context_attention")
     fixed = [key for key in fixed if key not in harmless]
     if fixed:
         key = fixed[0]

@@ -194,7 +194,7 @@ def test_state_goes_on_where_it_ends_without_a_context(tiny):
     np.testing.assert_allclose(jnp.concatenate([first, second], 1), want, atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 def test_remat_changes_no_gradient(tiny, remat):
     row = tokens(2)
 

@@ -20,9 +20,12 @@ from lcm.ops.attention.normaliser import Normaliser, Softmax, SoftmaxSink, Softp
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.patterns import bigbird, vertical_slash
 from lcm.ops.attention.score import Compose, LinearBias, ScoreMod, SoftCap, compose
+from lcm.ops.attention.spread import METHODS, ORDERS, Spread
 
 __all__ = [
     "BACKENDS",
+    "METHODS",
+    "ORDERS",
     "BlockMap",
     "BucketBias",
     "CappedBias",
@@ -44,6 +47,7 @@ __all__ = [
     "Softmax",
     "SoftmaxSink",
     "Softplus",
+    "Spread",
     "Within",
     "attend",
     "attend_partial",

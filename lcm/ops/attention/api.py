@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from lcm.ops.attention import mapped, pallas, reference, sharded, softplus
+from lcm.ops.attention import blockwise, mapped, pallas, reference, sharded, softplus, spread
 from lcm.ops.attention.normaliser import SOFTMAX, Normaliser, Softplus
 from lcm.ops.attention.part import Part, Partial, merge
+from lcm.ops.attention.spread import Spread
 from lcm.ops.platform import platform
 from lcm.types import Context, Queries, Values
 
@@ -18,18 +19,24 @@ class Backend(NamedTuple):
 
     attend: `(parts, v_BSGK, q_context, k_context, scale) -> Partial`.
     softplus: `(parts, v_BSGK, q_context, k_context, power) -> out_BLHK`, if there is one.
+    local: `attend` of one device, where it is another function.
+    known: `local` where the result over all keys is known, for the gradient by some of them.
     """
 
     attend: Callable[..., Partial]
     platforms: tuple[str, ...]
     softplus: Callable[..., Queries] | None = None
+    local: Callable[..., Partial] | None = None
+    known: Callable[..., Partial] | None = None
 
 
 EVERYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
     "reference": Backend(reference.attend, EVERYWHERE, softplus.dense),
-    "blockwise": Backend(mapped.attend, EVERYWHERE, softplus.blockwise),
-    "pallas": Backend(sharded.over_mesh(pallas.attend), ("tpu",)),
+    "blockwise": Backend(mapped.attend, EVERYWHERE, softplus.blockwise, known=blockwise.attend),
+    "pallas": Backend(
+        sharded.over_mesh(pallas.attend), ("tpu",), local=pallas.attend, known=pallas.attend
+    ),
 }
 
 # Queries below which a dense matrix of scores is no larger than the keys: decoding.
@@ -45,6 +52,7 @@ def attend(
     scale: float | None = None,
     normaliser: Normaliser = SOFTMAX,
     backend: str = "auto",
+    over: Spread = Spread(),  # noqa: B008, frozen
 ) -> Queries:
     """Attention over values that parts share, by one softmax over the union of their scores.
 
@@ -62,6 +70,7 @@ def attend(
         scale: factor on the scores before `score_mod`; 1/sqrt(K) by default.
         normaliser: how scores become weights: `Softmax()`, `SoftmaxSink(sink_H)` or `Softplus()`.
         backend: one of `BACKENDS`, or "auto".
+        over: how it goes over the mesh axis `context`, and in which order tokens lie on it.
 
     Returns:
         `[B, L, H, K]` in the dtype of the values; zero where a query sees no key. Sums are float32.
@@ -78,12 +87,14 @@ def attend(
             scale=scale,
             normaliser=normaliser,
             backend=backend,
+            over=over,
         ).out_BLHK
     if scale is not None:
         raise ValueError(
             f"scale {scale} does nothing to Softplus, which sets its own: leave it out"
         )
     parts, q_context, k_context = _arguments(parts, v_BSGK, q_context, k_context)
+    k_context = _as_ordered(over, parts, k_context)
     run = _backend(backend, parts, "softplus")
     return run(parts, v_BSGK, q_context, k_context, normaliser.power)
 
@@ -97,6 +108,7 @@ def attend_partial(
     scale: float | None = None,
     normaliser: Normaliser = SOFTMAX,
     backend: str = "auto",
+    over: Spread = Spread(),  # noqa: B008, frozen
 ) -> Partial:
     """`attend` over some of the keys, with what `merge` needs to join it with others."""
     if isinstance(normaliser, Softplus):
@@ -112,7 +124,13 @@ def attend_partial(
     parts, q_context, k_context = _arguments(parts, v_BSGK, q_context, k_context)
     scale = parts[0].q_BLHK.shape[-1] ** -0.5 if scale is None else scale
     run = _backend(backend, parts, "attend")
-    partial = run(parts, v_BSGK, q_context, k_context, scale)
+    if q_context is k_context and spread.applies(parts, v_BSGK.shape[1]):
+        chosen = next(each for each in BACKENDS.values() if each.attend is run)
+        local = chosen.local or chosen.attend
+        partial = spread.attend(local, chosen.known, over, parts, v_BSGK, q_context, scale)
+    else:
+        k_context = _as_ordered(over, parts, k_context)
+        partial = run(parts, v_BSGK, q_context, k_context, scale)
     return partial if normaliser == SOFTMAX else merge(partial, normaliser.partial(partial))
 
 
@@ -131,6 +149,18 @@ def _arguments(
     _check_context("q_context", q_context, (batch, length))
     _check_context("k_context", k_context, (batch, slots))
     return tuple(_with_clean_blocks(part) for part in parts), q_context, k_context
+
+
+def _as_ordered(over: Spread, parts: tuple[Part, ...], k_context: Context) -> Context:
+    """The context of keys, as another one than that of queries if indices say nothing of order."""
+    if not over.shuffled:
+        return k_context
+    if any(part.blocks is not None for part in parts):
+        raise ValueError(
+            f"block maps count tokens in the order of the text, which mesh.order={over.order!r} "
+            "changes: set mesh.order=plain"
+        )
+    return Context(*k_context)
 
 
 def _with_clean_blocks(part: Part) -> Part:

@@ -72,15 +72,26 @@ Weigh = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def attend(
-    parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
+    parts: tuple[Part, ...],
+    v_BSGK: Values,
+    q_context: Context,
+    k_context: Context,
+    scale: float,
+    known: Partial | None = None,
 ) -> Partial:
     """One softmax over the scores of all parts, and the logarithm of its denominator.
 
     If `q_context is k_context`, positions must increase from token to token within a segment, as
     in packed rows: then a key is never nearer in position than it is by index.
+
+    known: the result over these keys and others. It is given back, and its gradient goes to these.
     """
     length = parts[0].q_BLHK.shape[1]
-    out, lse = _attention(*arranged(parts, v_BSGK, q_context, k_context, scale))
+    plan, inputs, places = arranged(parts, v_BSGK, q_context, k_context, scale)
+    if known is None:
+        out, lse = _attention(plan, inputs, places)
+    else:
+        out, lse = _known(plan, inputs, places, Partial(*(_padded(x, plan.queries) for x in known)))
     return Partial(out[:, :length], lse[:, :length])
 
 
@@ -240,6 +251,17 @@ def gradients(
 
 
 _attention.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known(plan: Plan, inputs: Inputs, places: Places, result: Partial) -> Partial:
+    return result
+
+
+_known.defvjp(
+    lambda plan, inputs, places, result: (result, (inputs, places, *result)),
+    lambda plan, kept, d: (*_backward(plan, kept, d), None),
+)
 
 
 def score_tile(

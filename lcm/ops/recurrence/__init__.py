@@ -7,12 +7,10 @@
 Each takes the state before its first token and gives that after its last, float32, so that a
 sequence in pieces is the sequence in one. Where `reset_BL` is true a document begins, and nothing
 of what came before reaches it. What leaves a state alone is the caller's to give: decay 1 and
-nothing written.
+nothing written. Tokens on several devices, on the mesh axis `context`, are one sequence too.
 """
 
-from lcm.ops.recurrence.convolution import short_conv
-from lcm.ops.recurrence.diagonal import op_diag
 from lcm.ops.recurrence.documents import boundaries
-from lcm.ops.recurrence.matrix import op_matrix
+from lcm.ops.recurrence.spread import op_diag, op_matrix, short_conv
 
 __all__ = ["boundaries", "op_diag", "op_matrix", "short_conv"]

@@ -36,6 +36,12 @@ def short_conv(
     return y_BLC, _last(x, document, width - 1).astype(tail_BWC.dtype)
 
 
+def tail(x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array) -> Array:
+    """The tail that `short_conv` gives, alone."""
+    no_taps = jnp.zeros((tail_BWC.shape[1] + 1, x_BLC.shape[-1]))
+    return short_conv(x_BLC, no_taps, no_taps[0], tail_BWC, reset_BL, there_BL)[1]
+
+
 def _put(x: Array, tail: Array, first_B: Array) -> Array:
     """`x` with `tail` from place `first` of its row on."""
 

@@ -63,7 +63,7 @@ def op_matrix(
     Raises:
         ValueError: for heads that do not share evenly, or shapes that do not fit.
     """
-    _check(q_BLGN, k_BLGN, v_BLHP, log_decay, erase, S0_BHNP)
+    check(q_BLGN, k_BLGN, v_BLHP, log_decay, erase, S0_BHNP)
     chunk = chunk_of(chunk, ON_CPU, CHUNK)
     batch, length, heads, width = v_BLHP.shape
     by_channel = log_decay.ndim == 4
@@ -92,7 +92,7 @@ def op_matrix(
     return joined(y, length).reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
 
 
-def _check(
+def check(
     q: Array,
     k: Array,
     v: Array,
@@ -100,6 +100,7 @@ def _check(
     erase: Erase | None,
     S0: Array | None,
 ) -> None:
+    """Raises a ValueError for shapes that do not fit each other."""
     rows, heads, (states, width) = v.shape[:2], v.shape[2], (q.shape[-1], v.shape[-1])
     for name, x in zip(("q", "k", "a", "b"), (q, k, *(erase or ())), strict=False):
         if (*x.shape[:2], x.shape[-1]) != (*rows, states) or heads % x.shape[2]:

@@ -78,6 +78,36 @@ def test_two_parts_with_modifications(heads, kv_heads, size, mod, dtype):
     close(*both(make, (q, k, q2, k2, v, slopes), where, where), tolerance)
 
 
+def test_gradient_by_some_keys_where_the_result_over_all_is_known():
+    """As over shards of keys: gradients of each, given the whole, are those of the whole."""
+    where = rows((150, 80, 40), (290,), total=300)
+    q, k, v = arrays(300, 300)
+    d = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def attended(known, at, q, k, v):
+        keys = Context(*(x[:, at] for x in where))
+        part = Part(q, k, causal() & window(140), SoftCap(1.5))
+        return pallas.attend((part,), v, where, keys, 0.3, known)
+
+    @jax.jit
+    def gradients(q, k, v):
+        everything = slice(None)
+        result, pull = jax.vjp(functools.partial(attended, None, everything), q, k, v)
+        d_result = result._replace(out_BLHK=d, lse_BLH=d[..., 0])
+        found = []
+        for at in (slice(0, 130), slice(130, 300)):
+            of_some = functools.partial(attended, result, at)
+            found.append(jax.vjp(of_some, q, k[:, at], v[:, at])[1](d_result))
+        (q1, k1, v1), (q2, k2, v2) = found
+        joined = q1 + q2, jnp.concatenate([k1, k2], 1), jnp.concatenate([v1, v2], 1)
+        return joined, pull(d_result)
+
+    got, want = gradients(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        assert np.abs(b).max() > 0.1
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("length, slots", [(1, 260), (130, 260), (260, 40)])
 def test_other_keys_than_queries(length, slots):
     """Positions of keys in any order and empty slots: nothing may be skipped by index."""

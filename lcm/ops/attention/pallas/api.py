@@ -42,12 +42,19 @@ class _Places(NamedTuple):
 
 
 def attend(
-    parts: tuple[Part, ...], v_BSGK: Values, q_context: Context, k_context: Context, scale: float
+    parts: tuple[Part, ...],
+    v_BSGK: Values,
+    q_context: Context,
+    k_context: Context,
+    scale: float,
+    known: Partial | None = None,
 ) -> Partial:
     """One softmax over the scores of all parts, and the logarithm of its denominator.
 
     If `q_context is k_context`, positions must increase
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
+
+    known: the result over these keys and others. It is given back, and its gradient goes to these.
 
     Raises:
         ValueError: for block maps of too small blocks or too many tiles, or a score modification
@@ -102,7 +109,12 @@ def attend(
     table = tiles.tiles(live, plain) if table is None else table
     listed = tuple(maps.lists(blocks, q_info.shape[2]) for blocks in mapped)
     places = _Places(q_info, k_info, table, integers, listed)
-    out, lse = _attention(plan, inputs, places)
+    if known is None:
+        out, lse = _attention(plan, inputs, places)
+    else:
+        lse = jnp.pad(known.lse_BLH, ((0, 0), (0, -length % queries), (0, 0)))
+        result = _padded(known.out_BLHK, queries).transpose(0, 2, 1, 3), lse.transpose(0, 2, 1)
+        out, lse = _known(plan, inputs, places, result)
     return Partial(out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length])
 
 
@@ -143,6 +155,19 @@ def _backward(plan: Plan, kept: tuple, d: tuple[Array, Array]) -> tuple[_Inputs,
 
 
 _attention.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known(
+    plan: Plan, inputs: _Inputs, places: _Places, result: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    return result
+
+
+_known.defvjp(
+    lambda plan, inputs, places, result: (result, (inputs, places, *result)),
+    lambda plan, kept, d: (*_backward(plan, kept, d), None),
+)
 
 
 def _known_of_queries(
