@@ -68,8 +68,10 @@ def reordered_context(context: Context, order_L: np.ndarray) -> Context:
     place_BL = jnp.cumsum(there_BL, axis=1) - there_BL
     first_BL = jax.lax.cummax(jnp.where(begins_BL, place_BL, 0), axis=1)
     positions_BL = jnp.where(there_BL > 0, place_BL - first_BL, 0)
-    # How far a token is from the end of its document is no order's to change.
-    return Context(positions_BL, segments_BL, reordered(context.remaining_BL, order_L))
+    # Neither how far a token is from its document's end nor its own time is the order's to change.
+    remaining_BL = reordered(context.remaining_BL, order_L)
+    pace_BL = None if context.pace_BL is None else reordered(context.pace_BL, order_L)
+    return Context(positions_BL, segments_BL, remaining_BL, pace_BL)
 
 
 def _is_plain(order_L: np.ndarray) -> bool:
