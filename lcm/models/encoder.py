@@ -1,12 +1,15 @@
 """A decoder's layers as an encoder: of vectors as well as tokens, in an order for each layer."""
 
+import functools
+
 import jax
 
 from lcm.errors import ConfigError
 from lcm.models import decoder
 from lcm.models.spec import ModelSpec
 from lcm.nn.orders import grid_orders, reordered, reordered_context, restored
-from lcm.types import Context, Hidden, Tokens
+from lcm.nn.spec import LayerSpec
+from lcm.types import Array, Context, Hidden, Tokens
 
 
 def encode_tokens(
@@ -35,7 +38,7 @@ def encode(
     directions by turns, `()` is text read forwards by all, which is the decoder itself.
 
     Raises:
-        ConfigError: for a grid of other than L cells, or deeper layers of which none would turn.
+        ConfigError: for a grid of other than L cells.
     """
     length = x_BLD.shape[1]
     plain = grid_orders((length,))[:1]
@@ -49,8 +52,21 @@ def encode(
     for n in range(spec.depth):
         kind, at = n % len(spec.layers), n // len(spec.layers)
         order_L = orders[n % len(orders)]
-        layer = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
         own = shared.get(decoder.own_encoding(spec, kind), {})
-        read = reordered(x_BLD, order_L), reordered_context(context, order_L), None, own
-        x_BLD = restored(decoder.block(spec.layers[kind]).apply(layer, *read)[0], order_L)
+        read = reordered(x_BLD, order_L), reordered_context(context, order_L), own
+        x_BLD = restored(layer(spec.layers[kind], params["layers"][str(kind)], at, *read), order_L)
     return decoder.final_norm(spec, params, x_BLD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layer(
+    kind: LayerSpec,
+    stacked: decoder.Params,
+    at: Array | int,
+    x_BLD: Hidden,
+    context: Context,
+    shared: decoder.Params,
+) -> Hidden:
+    """The layer `at` a place of those of its kind, traced once for all of them."""
+    own = jax.tree.map(lambda leaf: leaf[at], stacked)
+    return decoder.block(kind).apply(own, x_BLD, context, None, shared)[0]

@@ -15,6 +15,8 @@ from lcm.types import Context
 
 MAMBA = ("model.pattern=mamba2", "model.mlp=none", "model.depth=2", "model.vocab=20")
 SIZES = ("model.width=8", "model.heads=2", "model.state=4")
+embed = jax.jit(retriever.embed, static_argnums=0)
+loss_of = jax.jit(retriever.loss, static_argnums=0)
 GRIDS = [(6,), (2, 3), (3, 3), (2, 3, 4)]
 
 
@@ -126,9 +128,9 @@ def test_a_padded_text_has_the_vector_of_the_text(tiny, both):
     encoder_spec, params, tokens = made(tiny)
     spec = retriever.RetrieverSpec(encoder_spec, both)
     count = jnp.array([3, 6])
-    got = retriever.embed(spec, params, tokens, count)
+    got = embed(spec, params, tokens, count)
     for row, size in enumerate([3, 6]):
-        alone = retriever.embed(spec, params, tokens[row : row + 1, :size], jnp.array([size]))
+        alone = embed(spec, params, tokens[row : row + 1, :size], jnp.array([size]))
         np.testing.assert_allclose(got[row], alone[0], atol=1e-5)
     np.testing.assert_allclose((got**2).sum(-1), 1, rtol=1e-5)
     assert abs(float(got[0] @ got[1])) < 0.999  # two texts, two vectors
@@ -140,9 +142,9 @@ def test_loss_of_texts_with_hard_negatives(tiny):
     count = jnp.array([6, 6])
     q, p = (tokens[:, ::-1], count), (tokens, count)
     hard = tokens[:, None, :4], jnp.array([[4], [4]])
-    got = retriever.loss(spec, params, q, p, hard)
-    vectors = [retriever.embed(spec, params, *each) for each in (q, p)]
-    third = retriever.embed(spec, params, tokens[:, :4], jnp.array([4, 4]))
+    got = loss_of(spec, params, q, p, hard)
+    vectors = [embed(spec, params, *each) for each in (q, p)]
+    third = embed(spec, params, tokens[:, :4], jnp.array([4, 4]))
     scores = vectors[0] @ jnp.concatenate([vectors[1], third]).T / 0.5
     for row, column in itertools.product(range(2), range(2)):
         if row == column:

@@ -16,6 +16,9 @@ from lcm.models import transducer
 from lcm.ops.transducer import transducer_loss
 
 SIZES = ("model.width=8", "model.heads=2", "model.state=4", "model.mlp=none", "model.expand=1")
+CONTEXT = models.default_context((1, 7))
+hidden_of = jax.jit(models.decoder.hidden, static_argnums=0)
+loss_of = jax.jit(transducer.loss, static_argnums=0)
 FRAMES = jnp.array([[1, 1, 2, 3, 0], [3, 2, 2, 1, 1]])
 
 
@@ -35,9 +38,9 @@ def test_loss_is_that_of_the_joint_at_every_pair_and_padding_is_not_read(tiny, j
     spec, params = made(tiny, joint)
     labels = jnp.array([[2, 3], [1, 0]])
     frames_B, labels_B = jnp.array([4, 5]), jnp.array([2, 1])
-    got = transducer.loss(spec, params, transducer.Pairs(FRAMES, frames_B, labels, labels_B))
+    got = loss_of(spec, params, transducer.Pairs(FRAMES, frames_B, labels, labels_B))
     for row, (t, u) in enumerate([(4, 2), (5, 1)]):
-        symbols = decoding.symbols_of(spec, params, FRAMES[row, :t].tolist())
+        symbols = decoding.symbols_of(spec, params, FRAMES[row, :t].tolist(), padded=5)
         prefixes = [tuple(labels[row, :n].tolist()) for n in range(u + 1)]
         log_p = np.array([[symbols(i, prefix) for prefix in prefixes] for i in range(t)])
         want = transducer_loss(
@@ -63,17 +66,16 @@ def test_greedy_of_many_rows_is_greedy_of_each(tiny, mixer):
     spec, params = made(tiny, mixer=mixer)
     got = decoding.greedy(spec, params, FRAMES, jnp.array([4, 5]), most=6, per_frame=2)
     assert any(got)  # or it would say nothing
+    f_BTD = decoding._transcribed(spec, params, FRAMES, jnp.array([4, 5]))
     for row, count in enumerate([4, 5]):
-        f = transducer.transcribe(spec, params, FRAMES[row : row + 1, :count], jnp.array([count]))
+        f = f_BTD[row : row + 1]
         labels = []
         for t in range(count):
             for _ in range(2):
-                read = jnp.array([[0, *labels]])
-                context = models.default_context(read.shape)
-                g, _ = models.decoder.hidden(
-                    spec.prediction, params["prediction"], read, context, None
-                )
-                best = int(transducer.join(spec, params, f[:, t], g[:, -1]).argmax())
+                read = jnp.array([[0, *labels, *[0] * (6 - len(labels))]])
+                g, _ = hidden_of(spec.prediction, params["prediction"], read, CONTEXT, None)
+                g = g[:, len(labels)]
+                best = int(transducer.join(spec, params, f[:, t], g).argmax())
                 if best == 0 or len(labels) == 6:
                     break
                 labels.append(best)
