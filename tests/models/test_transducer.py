@@ -89,12 +89,17 @@ def table(frames, vocab, seed=0):
     return lambda t, labels: log_p[t, labels[-1] if labels else 0]
 
 
-def likelihood(symbols, frames, labels):
-    prefixes = [labels[:n] for n in range(len(labels) + 1)]
-    log_p = np.array([[symbols(t, prefix) for prefix in prefixes] for t in range(frames)])
-    wanted = jnp.array([labels], int).reshape(1, len(labels))
+lattice_loss = jax.jit(transducer_loss)
+
+
+def likelihood(symbols, frames, labels, room=4):
+    """Of labels, padded to `room` for one compilation."""
+    log_p = np.zeros((frames, room + 1, len(symbols(0, ()))))
+    for t, n in itertools.product(range(frames), range(len(labels) + 1)):
+        log_p[t, n] = symbols(t, labels[:n])
+    wanted = jnp.array([[*labels, *[0] * (room - len(labels))]])
     sizes = jnp.array([frames]), jnp.array([len(labels)])
-    return -float(transducer_loss(jnp.asarray(log_p)[None], wanted, *sizes)[0])
+    return -float(lattice_loss(jnp.asarray(log_p)[None], wanted, *sizes)[0])
 
 
 def test_a_beam_of_everything_has_the_lattice_s_likelihoods():
