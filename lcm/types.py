@@ -27,11 +27,14 @@ class Context(NamedTuple):
     positions: position of the token within its document (or piece of one), from 0.
     segments: the document a token of a packed row belongs to, from 1; 0 is padding.
     remaining: content tokens still to come after this one; -1 where length is not controlled.
+    pace: float32, how far the clock of a recurrence goes at each token, as a multiple of its own
+        step (`lcm.nn.intervals`); None where each goes one step.
     """
 
     positions_BL: Array
     segments_BL: Array
     remaining_BL: Array
+    pace_BL: Array | None = None
 
 
 class Batch(NamedTuple):

@@ -15,6 +15,7 @@ from lcm.models import cost, decoder
 from lcm.models import probe as probes
 from lcm.models.decoder import State
 from lcm.models.spec import ModelSpec, spec
+from lcm.nn import MIXERS
 from lcm.ops import attention
 from lcm.ops.platform import platform
 from lcm.types import Array, Context, Logits, Tokens
@@ -81,6 +82,7 @@ def apply(
         context = default_context(tokens_BL.shape, used)
     if context.positions_BL.shape != tokens_BL.shape:
         raise ValueError(f"context {context.positions_BL.shape} for tokens {tokens_BL.shape}")
+    _check_pace(description, context)
     _check_length(description, tokens_BL, state)
     return _apply(description, params, tokens_BL, context, state)
 
@@ -207,6 +209,22 @@ def only_used(cfg: Any, params: decoder.Params) -> decoder.Params:
 def _shapes(description: ModelSpec) -> decoder.Params:
     """The parameters as shapes."""
     return jax.eval_shape(lambda key: decoder.init(description, key), jax.random.key(0))
+
+
+def _check_pace(description: ModelSpec, context: Context) -> None:
+    """Refuses times for layers that would not follow them; attention has no clock to set."""
+    if context.pace_BL is None:
+        return
+    if context.pace_BL.shape != context.positions_BL.shape:
+        raise ValueError(f"pace {context.pace_BL.shape} for tokens {context.positions_BL.shape}")
+    mixers = {layer.mixer for layer in description.layers if not layer.attends}
+    paced = sorted(name for name, mixer in MIXERS.items() if getattr(mixer, "PACED", False))
+    if not mixers or not mixers <= set(paced):
+        found = ", ".join(sorted(mixers)) or "of attention alone"
+        raise ConfigError(
+            f"the context has a pace, and layers {found} "
+            f"do not follow it: use {', '.join(paced)}, or leave pace_BL None"
+        )
 
 
 def _check_length(description: ModelSpec, tokens_BL: Tokens, state: State | None) -> None:

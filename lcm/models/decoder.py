@@ -79,12 +79,11 @@ def hidden(
     spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, state: State | None
 ) -> tuple[Hidden, State | None]:
     """The normalised output of the last layer, in the dtype the model computes in."""
-    _, norm, _ = _ends(spec)
     shared = prepared(spec, params.get("positions", {}))
     x_BLD = _residual(embedded(spec, params, tokens_BL, context, shared))
     states = tuple(None for _ in spec.layers) if state is None else state.layers
     x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
-    x_BLD = norm.apply(params["final_norm"], x_BLD)
+    x_BLD = final_norm(spec, params, x_BLD)
     if state is None:
         return x_BLD, None
     there_B = (context.segments_BL > 0).sum(1, dtype=jnp.int32)
@@ -98,6 +97,12 @@ def embedded(
     embedding, _, _ = _ends(spec)
     x_BLD = embedding.apply(params["embedding"], tokens_BL, spec.dtype)
     return spec.positions.embed(shared.get("model", {}), x_BLD, context)
+
+
+def final_norm(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Hidden:
+    """The norm after the last layer."""
+    _, norm, _ = _ends(spec)
+    return norm.apply(params["final_norm"], x_BLD)
 
 
 def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:

@@ -24,6 +24,8 @@ class Mamba2(nnx.Module):
     `transformers` A is not.
     """
 
+    PACED = True  # times between tokens may scale dt, as in IC-Mamba (arXiv:2502.04655)
+
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec = spec
         inner, shared = _channels(spec)
@@ -62,6 +64,8 @@ class Mamba2(nnx.Module):
         dt_BLH = jnp.where(
             there_BL[..., None], jax.nn.softplus(dt_BLH), 0
         )  # padding passes no time
+        if context.pace_BL is not None:
+            dt_BLH *= context.pace_BL[..., None]
         y_BLHP, S_BHNP = op_matrix(
             c_BLGN,
             b_BLGN,

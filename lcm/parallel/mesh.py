@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lcm.errors import ConfigError
 from lcm.parallel import context
-from lcm.types import Batch, Context
+from lcm.types import Batch
 
 AXES = ("data", "fsdp", "context", "tensor")
 # Rows over data and fsdp, the sequence over context: tokens, targets, positions, weights alike.
@@ -66,7 +66,7 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
     return Batch(
         place(batch.tokens_BL),
         place(batch.targets_BL),
-        Context(*map(place, batch.context)),
+        jax.tree.map(place, batch.context),
         place(batch.loss_weight_BL),
     )
 

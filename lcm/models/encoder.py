@@ -1,0 +1,72 @@
+"""A decoder's layers as an encoder: of vectors as well as tokens, in an order for each layer."""
+
+import functools
+
+import jax
+
+from lcm.errors import ConfigError
+from lcm.models import decoder
+from lcm.models.spec import ModelSpec
+from lcm.nn.orders import grid_orders, reordered, reordered_context, restored
+from lcm.nn.spec import LayerSpec
+from lcm.types import Array, Context, Hidden, Tokens
+
+
+def encode_tokens(
+    spec: ModelSpec,
+    params: decoder.Params,
+    tokens_BL: Tokens,
+    context: Context,
+    grid: tuple[int, ...] = (),
+) -> Hidden:
+    """`encode` of the embeddings of tokens."""
+    shared = decoder.prepared(spec, params.get("positions", {}))
+    x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
+    return encode(spec, params, x_BLD, context, grid)
+
+
+def encode(
+    spec: ModelSpec,
+    params: decoder.Params,
+    x_BLD: Hidden,
+    context: Context,
+    grid: tuple[int, ...] = (),
+) -> Hidden:
+    """The normalised output of the last layer, `[B, L, D]`, each token where it was.
+
+    Layer n reads the grid in order n of its cycle (`lcm.nn.orders`): `(L,)` is text read in both
+    directions by turns, `()` is text read forwards by all, which is the decoder itself.
+
+    Raises:
+        ConfigError: for a grid of other than L cells.
+    """
+    length = x_BLD.shape[1]
+    plain = grid_orders((length,))[:1]
+    orders = grid_orders(grid) if grid else plain
+    if len(orders[0]) != length:
+        raise ConfigError(
+            f"grid {grid} has {len(orders[0])} cells for {length} tokens: give the axes of what "
+            f"was flattened, or ({length},) for text"
+        )
+    shared = decoder.prepared(spec, params.get("positions", {}))
+    for n in range(spec.depth):
+        kind, at = n % len(spec.layers), n // len(spec.layers)
+        order_L = orders[n % len(orders)]
+        own = shared.get(decoder.own_encoding(spec, kind), {})
+        read = reordered(x_BLD, order_L), reordered_context(context, order_L), own
+        x_BLD = restored(layer(spec.layers[kind], params["layers"][str(kind)], at, *read), order_L)
+    return decoder.final_norm(spec, params, x_BLD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layer(
+    kind: LayerSpec,
+    stacked: decoder.Params,
+    at: Array | int,
+    x_BLD: Hidden,
+    context: Context,
+    shared: decoder.Params,
+) -> Hidden:
+    """The layer `at` a place of those of its kind, traced once for all of them."""
+    own = jax.tree.map(lambda leaf: leaf[at], stacked)
+    return decoder.block(kind).apply(own, x_BLD, context, None, shared)[0]
