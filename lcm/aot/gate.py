@@ -221,7 +221,7 @@ def drifts(spec: str, report: Report) -> list[str]:
 def candidates(cfg: Any, name: str, remats: tuple[str, ...]) -> Iterator[Any]:
     """The config on every mesh of a topology that divides its sizes, with each way of remat.
 
-    Axes are powers of 2 of the devices; tensor goes up to 8 and divides heads, context goes up to where a device has
+    Axes are powers of 2; tensor goes up to 8 and divides heads, context up to where a device has
     4,096 tokens of a row.
     """
     devices = topology.devices(name)

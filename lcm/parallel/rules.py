@@ -1,5 +1,6 @@
 """Where each parameter lies on the mesh: rules by path, outside the model."""
 
+import math
 import re
 from typing import Any
 
@@ -57,6 +58,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         return PartitionSpec()
     for pattern, spec in RULES:
         if re.search(pattern, name):
+            spec = _spread(spec, mesh)
             _check(name, shape, spec, mesh)
             return spec
     raise ConfigError(
@@ -64,10 +66,19 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     )
 
 
+def _spread(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    """What is cut over fsdp is cut over the devices of a sequence, too: each needs a share only."""
+    if mesh.shape["context"] == 1:
+        return spec
+    return PartitionSpec(*(("fsdp", "context") if axis == "fsdp" else axis for axis in spec))
+
+
 def _check(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
     for axis, (size, mesh_axis) in enumerate(zip(shape, spec, strict=False)):
-        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+        axes = mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,) * (mesh_axis is not None)
+        if size % math.prod(mesh.shape[each] for each in axes):
+            sizes = " x ".join(f"mesh.{each}={mesh.shape[each]}" for each in axes)
             raise ConfigError(
-                f"axis {axis} of {name} {shape} is not divisible by "
-                f"mesh.{mesh_axis}={mesh.shape[mesh_axis]}: change that size or the mesh"
+                f"axis {axis} of {name} {shape} is not divisible by {sizes}: change that size or "
+                "the mesh"
             )
