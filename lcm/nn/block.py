@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.attention import Attention
+from lcm.nn.mamba1 import Mamba1
 from lcm.nn.mamba2 import Mamba2
 from lcm.nn.mlp import MLPS, NoMLP
 from lcm.nn.norm import NORMS
@@ -20,6 +21,7 @@ from lcm.types import Context, Hidden
 # a state what `RecurrentState` has.
 MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
+    "mamba1": Mamba1,
     "mamba2": Mamba2,
     "rglru": RGLRU,
 }

@@ -22,6 +22,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(bc|dt)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/dt_down$", PartitionSpec(None, "tensor")),
+    (r"layers/\w+/mixer/dt_up$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(recurrence|input)$", PartitionSpec(None, "tensor")),  # by block
     (r"layers/\w+/mixer/(conv|conv_x)$", PartitionSpec(None, None, None, "tensor")),
     (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),

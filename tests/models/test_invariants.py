@@ -45,6 +45,8 @@ VARIANTS = {
         "model.kinds.bare.positions=nope",
     ],
     "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.groups=2", "model.heads=4"],
+    "mamba-1": ["model.pattern=mamba1", "model.mlp=none", "model.recurrence_chunk=5"],
+    "mamba-1, normed": ["model.pattern=mamba1", "model.options=normed=True,rank=3"],
     "griffin": [
         "model.biases=all",
         "model.depth=3",
@@ -61,7 +63,7 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", "griffin")]
+SHAPES = [("rope", v) for v in ("plain", "mamba-1", "mamba-2", "griffin")]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
