@@ -170,6 +170,8 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
+    if hasattr(MIXERS[layer.mixer], "check"):
+        MIXERS[layer.mixer].check(layer)
     return layer
 
 

@@ -98,7 +98,7 @@ class Mamba1(nnx.Module):
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
-        """Matmul FLOPs of one token's forward pass: projections, and to write and read the state."""
+        """Matmul FLOPs of one token's forward pass: projections, and the state written and read."""
         per_channel = 3 * spec.width + 2 * _rank(spec) + 2 * spec.state
         return 2 * spec.inner * per_channel + 4 * spec.inner * spec.state
 
