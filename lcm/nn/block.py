@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.attention import Attention
-from lcm.nn.lstm import LSTM
 from lcm.nn.lru import LRU
+from lcm.nn.lstm import LSTM
 from lcm.nn.mamba1 import Mamba1
 from lcm.nn.mamba2 import Mamba2
 from lcm.nn.min_rnn import MinGRU, MinLSTM

@@ -35,11 +35,11 @@ class SLSTM(nnx.Module):
         self.conv_bias = conv_uniform(rngs, spec, inner)
         init = jax.nn.initializers.truncated_normal(size**-0.5 / 0.87962566103423978)
         # By head; the gates i, f, z, o after one another.
-        self.gates = nnx.Param(init(rngs.params(), (4, heads, size, size)))
-        self.recurrent = nnx.Param(jnp.zeros((4, heads, size, size)))
+        self.head_gates = nnx.Param(init(rngs.params(), (4, heads, size, size)))
+        self.head_recurrent = nnx.Param(jnp.zeros((4, heads, size, size)))
         place = np.arange(size) / max(size - 1, 1)
         forget = jnp.asarray(5 - 12 * place**0.3, jnp.float32)
-        self.gates_bias = nnx.Param(jnp.zeros((4, heads, size)).at[1].set(forget))
+        self.head_gates_bias = nnx.Param(jnp.zeros((4, heads, size)).at[1].set(forget))
         self.head_norm = HeadNorm(heads, size, spec.norm_eps)
         self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
 
@@ -54,13 +54,13 @@ class SLSTM(nnx.Module):
         )
         by_head = lambda x: x.reshape(batch, length, spec.heads, spec.head_size)  # noqa: E731
         mixed, plain = by_head(jax.nn.silu(mixed_BLE)), by_head(x_BLE)
-        w_GHPQ = self.gates[...].astype(plain.dtype)
+        w_GHPQ = self.head_gates[...].astype(plain.dtype)
         both = jnp.stack([mixed, mixed, plain, plain])
         own = jnp.einsum("gblhp,ghpq->lbghq", both, w_GHPQ).astype(jnp.float32)
         memory, h_LBHP = _memories(
             before.memory,
-            own + self.gates_bias[...],
-            self.recurrent[...],
+            own + self.head_gates_bias[...],
+            self.head_recurrent[...],
             reset_BL.swapaxes(0, 1),
             there_BL.swapaxes(0, 1),
         )
