@@ -22,7 +22,8 @@ SHIPPED += [("quickstart.py", "", "tiny")]
 SHIPPED += [("task.py", "", "tiny"), ("task.py", "addition", "addition,train=1-4,tiny")]
 PATTERNS = "irope", "rnope_swa", "smollm3"
 SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
-SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in ("mamba2", "griffin")]
+RECURRENT = "mamba1", "mamba2", "hawk", "griffin", "samba", "jamba"
+SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in RECURRENT]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 
 

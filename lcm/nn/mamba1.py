@@ -15,6 +15,7 @@ from lcm.ops.recurrence import op_diag, short_conv
 from lcm.ops.recurrence.pieces import chunked, joined, scan
 from lcm.types import Array, Context, Hidden
 
+FAR = 1e30  # time since another document, of which exp(FAR A) leaves nothing
 CHUNK = 64  # tokens whose [E, N] numbers are there at once, where none are given
 
 
@@ -125,19 +126,19 @@ def selective_scan(
     """
     length = x_BLE.shape[1]
     chunk = min(chunk, length)
-    moving = tuple(chunked(each.astype(jnp.float32), chunk) for each in (x_BLE, dt_BLE))
-    moving += tuple(chunked(each.astype(jnp.float32), chunk) for each in (b_BLN, c_BLN))
-    reset = chunked(reset_BL, chunk)
-    decays = jnp.broadcast_to(A_EN, (len(reset), *A_EN.shape))
-    h_BEN, y = scan(_chunk, h0_BEN, reset, (*moving, decays))
+    # A mask of [C, E, N] from the resets alone would be taken out of the loops, of all tokens.
+    since_BLE = jnp.where(reset_BL[..., None], FAR, dt_BLE)
+    given = since_BLE, dt_BLE * x_BLE, b_BLN, c_BLN
+    moving = tuple(chunked(each.astype(jnp.float32), chunk) for each in given)
+    A_MEN = jnp.broadcast_to(A_EN, (len(moving[0]), *A_EN.shape))
+    h_BEN, y = scan(_chunk, h0_BEN, None, (*moving, A_MEN))
     return joined(y, length), h_BEN
 
 
-def _chunk(h_BEN: Array, reset_BC: Array, moving: tuple[Array, ...]) -> tuple[Array, Array]:
-    x_BCE, dt_BCE, b_BCN, c_BCN, A_EN = moving
-    a_BCEN = jnp.exp(dt_BCE[..., None] * A_EN)
-    written_BCEN = (dt_BCE * x_BCE)[..., None] * b_BCN[:, :, None]
-    h_BCEN, last_BEN = op_diag(a_BCEN, written_BCEN, h_BEN, reset_BC)
+def _chunk(h_BEN: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
+    since_BCE, written_BCE, b_BCN, c_BCN, A_EN = moving
+    a_BCEN = jnp.exp(since_BCE[..., None] * A_EN)
+    h_BCEN, last_BEN = op_diag(a_BCEN, written_BCE[..., None] * b_BCN[:, :, None], h_BEN)
     return last_BEN, jnp.einsum("bcen,bcn->bce", h_BCEN, c_BCN)
 
 

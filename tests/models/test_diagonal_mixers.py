@@ -1,5 +1,7 @@
 """Mixers of vectors against float64 twins token by token, other libraries, and known properties."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,8 +203,6 @@ def test_gradients_are_those_of_one_chunk_and_reach_the_state(layer, name):
         state = block.MIXERS[name].init_state(spec, 2)
 
         def loss(params, x, memory):
-            import dataclasses
-
             begun = dataclasses.replace(state, memory=memory, segment_B=state.segment_B + 1)
             out, after = apply(params, x, context, begun, {})
             return (out**2).sum() + sum((leaf**2).sum() for leaf in jax.tree.leaves(after.memory))
