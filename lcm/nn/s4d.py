@@ -61,11 +61,13 @@ class S4D(Output):
         spec, length = self.spec, x_BLD.shape[1]
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(x_BLD)), context)
         chunk = min(spec.recurrence_chunk or CHUNK, length)
-        x_NBCD = chunked(x_BLD.astype(jnp.float32), chunk)
-        seen = chunked(reset_BL, chunk), chunked(there_BL, chunk)
-        own = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(x_NBCD), *x.shape)), self.system())
+        # Masks of [C, D, M] from the context alone would be taken out of the loops, of all tokens:
+        # what they are made of goes in with x.
+        seen = [mask[..., None] for mask in (reset_BL, there_BL)]
+        x_NBCF = chunked(jnp.concatenate([x_BLD.astype(jnp.float32), *seen], -1), chunk)
+        own = [jnp.broadcast_to(part, (len(x_NBCF), *part.shape)) for part in self.system()]
         h_BDM = before.memory["re"] + 1j * before.memory["im"]
-        h_BDM, y_NBCD = scan(_chunk, h_BDM, seen, (x_NBCD, *own))
+        h_BDM, y_NBCD = scan(_chunk, h_BDM, None, (x_NBCF, *own))
         y_BLD = joined(y_NBCD, length) + self.D[...] * x_BLD
         after = RecurrentState({"re": h_BDM.real, "im": h_BDM.imag}, (), before.segment_B)
         return self.finish(y_BLD.astype(x_BLD.dtype)), None if state is None else after
@@ -91,12 +93,12 @@ class S4D(Output):
         return 4 * spec.width * (spec.width + spec.state)
 
 
-def _chunk(h_BDM: Array, seen: tuple[Array, Array], moving: tuple[Array, ...]) -> tuple:
+def _chunk(h_BDM: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
     """The states of one chunk, of which only the last stays, and what is read of them."""
-    (reset_BC, there_BC), (x_BCD, a_DM, b_DM, c_DM) = seen, moving
+    x_BCF, a_DM, b_DM, c_DM = moving
+    x_BCD, reset_BC, there_BC = x_BCF[..., :-2], x_BCF[..., -2] > 0, x_BCF[..., -1] > 0
     there = there_BC[..., None, None]
     a_BCDM = jnp.where(there, a_DM, 1)  # padding keeps h and writes nothing
-    h_BCDM, last_BDM = op_diag(
-        a_BCDM, jnp.where(there, x_BCD[..., None] * b_DM, 0), h_BDM, reset_BC
-    )
+    written_BCDM = jnp.where(there, x_BCD[..., None] * b_DM, 0)
+    h_BCDM, last_BDM = op_diag(a_BCDM, written_BCDM, h_BDM, reset_BC)
     return last_BDM, 2 * jnp.einsum("bcdm,dm->bcd", h_BCDM, c_DM).real
