@@ -57,6 +57,14 @@ def test_docstring_of_a_shipped_config_tells_the_truth(file, full, _):
     assert f"{tokens / 1e6:.1f}M tokens" in text
 
 
+def test_one_layer_in_eight_of_jamba_is_attention():
+    kinds = [layer.mixer for layer in models.spec(shipped("recurrent.py", "jamba")).layers]
+    assert [n for n, mixer in enumerate(kinds) if mixer != "mamba1"] == [4] and len(kinds) == 8
+    attention, mamba = (models.spec(shipped("recurrent.py", "jamba")).layers[n] for n in (4, 0))
+    assert attention.mixer == "attention" and type(attention.positions).__name__ == "NoPE"
+    assert mamba.option("normed") and not attention.window
+
+
 def test_base_is_valid_and_fresh():
     cfg = config.base()
     training.check(cfg)

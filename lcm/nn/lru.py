@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.errors import ConfigError
 from lcm.nn.lti import DiagonalSystem
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array
@@ -41,6 +42,16 @@ class LRU(DiagonalSystem):
         self.C = nnx.Param(normal(2 * size, spec.width) * size**-0.5)
         self.D = nnx.Param(normal(spec.width))
         self.add_output(spec, rngs)
+
+    @staticmethod
+    def check(spec: LayerSpec) -> None:
+        """Refuses a ring that has no width."""
+        low, high = spec.option("r_min"), spec.option("r_max")
+        if low >= high:
+            raise ConfigError(
+                f"model.options has r_min={low} and r_max={high}, a ring without width: r_min must "
+                "be less, such as r_min=0.9,r_max=0.999"
+            )
 
     @classmethod
     def size(cls, spec: LayerSpec) -> int:

@@ -400,6 +400,7 @@ REFUSED = {
     "s5 model.expand=0.65625": "gives S5 21 numbers, which are no pairs",
     "mamba1 model.options=rank=-1": "rank=-1 must lie from 0 to 65536; rank=0",
     "lru model.options=r_max=1.5": "r_max=1.5 must lie from 0 to 1; r_max=1.0",
+    "lru model.options=r_min=0.9,r_max=0.9": "r_min=0.9 and r_max=0.9, a ring without width",
     "s5 model.options=step=0": "step=0.0 must lie from 1e-06",
     "lstm model.options=normed=True": "'normed' is unknown, this mixer has chrono",
 }

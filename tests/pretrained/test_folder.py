@@ -47,6 +47,9 @@ def test_parameters_in_bfloat16_save_for_the_norms(folder, loaded):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert leaf.dtype == ("float32" if name.endswith("norm/scale") else "bfloat16"), name
+    _, mamba = assemble(Folder(folder("mamba", at="mamba")), dtype="bfloat16")
+    kinds = {name: mamba["layers"]["0"]["mixer"][name].dtype for name in ("A_log", "dt_bias", "x")}
+    assert kinds == {"A_log": "float32", "dt_bias": "float32", "x": "bfloat16"}
     wide = loaded("gemma3")
     row = jnp.asarray(cases.tokens())
     got, want = models.apply(cfg, params, row)[0], models.apply(wide.cfg, wide.params, row)[0]
@@ -193,6 +196,11 @@ CONFIGS = {
         "names linear_attention",
     ),
     "length": ("llama", {"max_position_embeddings": None}, "none of max_position_embeddings"),
+    "clipped steps": ("mamba2", {"time_step_limit": [0.001, 0.1]}, "time_step_limit=(0.001, 0.1)"),
+    "heads of mamba": ("mamba2", {"num_heads": 3}, "num_heads=3 times head_dim=16 is not"),
+    "biases of mamba": ("mamba", {"use_bias": True}, "use_bias=True"),
+    "blocks": ("recurrent_gemma", {"block_types": ["mlp"]}, "block_types has 'mlp'"),
+    "odd": ("recurrent_gemma", {"intermediate_size": 47}, "intermediate_size=47 is odd"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 
