@@ -116,6 +116,7 @@ def test_every_default_is_that_of_transformers(kind):
     theirs = {**theirs.get("attn_config", {}), **theirs}
     rope = theirs.get("rope_parameters") or {}
     theirs.setdefault("rope_theta", rope.get("full_attention", rope).get("rope_theta"))
+    theirs.setdefault("partial_rotary_factor", rope.get("partial_rotary_factor"))
     theirs["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
     skipped = {"sliding_window_pattern", "seq_length"}  # of older configs, and of none
     if kind not in ("mistral", "gemma2", "gemma3", "gemma3_text"):
@@ -175,7 +176,7 @@ def test_tensors_that_do_not_fit_are_named(folder, name):
 
 
 CONFIGS = {
-    "architecture": ("llama", {"model_type": "mamba"}, "'mamba' is unknown: known are llama, mis"),
+    "architecture": ("llama", {"model_type": "rwkv"}, "'rwkv' is unknown: known are llama, mis"),
     "encoder": ("llama", {"model_type": "t5"}, "model_type=t5 is an encoder and a decoder"),
     "experts": ("llama", {"num_local_experts": 8}, "num_local_experts=8 asks for what the decoder"),
     "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=..."),

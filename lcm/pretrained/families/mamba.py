@@ -18,7 +18,7 @@ from lcm.pretrained.families.base import (
 
 
 def read_mamba1(hf: Config) -> dict[str, Any]:
-    width, rank = need(hf, "hidden_size"), need(hf, "time_step_rank")
+    width, rank = need(hf, "hidden_size"), hf.get("time_step_rank") or "auto"
     usual = rank in ("auto", -(-width // 16))
     return {
         **_shared(hf, "mamba1"),
@@ -132,7 +132,7 @@ MAMBA = Family(
     types={"mamba": "MambaForCausalLM"},
     read=read_mamba1,
     write=write_mamba1,
-    defaults={**DEFAULTS, "time_step_rank": "auto", "tie_word_embeddings": True},
+    defaults={**DEFAULTS, "tie_word_embeddings": True},
     weights=(
         *ENDS,
         Weight(f"{LAYER}.mixer.in_proj.weight", ("mixer/x", "mixer/z"), FUSED),
@@ -156,7 +156,7 @@ MAMBA2 = Family(
         "num_heads": 128,
         "head_dim": 64,
         "n_groups": 8,
-        "time_step_limit": (0.0, math.inf),
+        "time_step_limit": [0.0, math.inf],
         "tie_word_embeddings": False,
     },
     weights=(

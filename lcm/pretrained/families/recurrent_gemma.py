@@ -109,11 +109,11 @@ RECURRENT_GEMMA = Family(
         "conv1d_width": 4,
         "attention_window_size": 2048,
         "logits_soft_cap": 30.0,
-        "block_types": ("recurrent", "recurrent", "attention"),
+        "block_types": ["recurrent", "recurrent", "attention"],
         "tie_word_embeddings": True,
         "rope_theta": 10_000.0,
         "partial_rotary_factor": 0.5,
-        "max_position_embeddings": 8192,  # of the releases; no config says
+        "seq_length": 8192,  # of the releases; no config says
     },
     weights=(
         *weights(
