@@ -13,8 +13,14 @@
     delta_hybrid
                three Gated DeltaNets to one layer of attention, the pattern of Qwen3-Next and
                OLMo-Hybrid, without their experts
+    mamba1     Mamba (Gu and Dao, 2023, arXiv:2312.00752): no attention, no MLP
+    hawk       gated linear recurrences without attention (of the same paper as griffin)
+    samba      Mamba and attention in a window by turns, an MLP after each (Ren et al., 2024,
+               arXiv:2406.07522)
+    jamba      eight layers, the fifth of them attention without positions, the others Mamba with
+               norms inside (Lieber et al., 2024, arXiv:2403.19887), with MLPs in place of experts
 
-0.9M parameters each, 8.2M tokens. Neither has been trained to the end yet.
+0.9M parameters each, 8.2M tokens. None has been trained to the end yet.
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +40,40 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "model.mlp=none",
         "model.heads=8",
         "model.state=64",
+    ),
+    "mamba1": (
+        "model.depth=7",
+        "model.pattern=mamba1",
+        "model.mlp=none",
+        "model.state=16",
+    ),
+    "hawk": (
+        "model.depth=6",
+        "model.pattern=rglru",
+        "model.mlp=geglu",
+        "model.hidden=224",
+        "model.expand=1",
+    ),
+    "samba": (
+        "model.depth=4",
+        "model.pattern=mamba,local",
+        "model.hidden=320",
+        "model.kinds.mamba.mixer=mamba1",
+        "model.kinds.mamba.state=16",
+        "model.kinds.local.mixer=attention",
+        "model.kinds.local.window=64",
+    ),
+    "jamba": (
+        "model.depth=8",
+        "model.pattern=mamba,mamba,mamba,mamba,whole,mamba,mamba,mamba",
+        "model.hidden=128",
+        "model.kinds.mamba.mixer=mamba1",
+        "model.kinds.mamba.state=16",
+        "model.kinds.mamba.expand=1",
+        "model.kinds.mamba.options=normed=True",
+        "model.kinds.whole.mixer=attention",
+        "model.kinds.whole.positions=nope",
+        "model.kinds.whole.kv_heads=2",
     ),
     "griffin": (
         "model.depth=6",
@@ -69,4 +109,5 @@ def get_config(arg: str = "griffin") -> ConfigDict:
     cfg.name = name
     if "tiny" in words:
         config.shrink(cfg)
+        cfg.model.hidden = 32
     return cfg

@@ -22,10 +22,12 @@ SHIPPED += [("quickstart.py", "", "tiny")]
 SHIPPED += [("task.py", "", "tiny"), ("task.py", "addition", "addition,train=1-4,tiny")]
 PATTERNS = "irope", "rnope_swa", "smollm3"
 SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
-RECURRENT = "mamba2", "griffin", "retnet", "gla", "gated_deltanet", "kda", "mlstm", "delta_hybrid"
-SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in RECURRENT]
+MATRIX = "mamba2", "retnet", "gla", "gated_deltanet", "kda", "mlstm", "delta_hybrid"
+SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in MATRIX]
 SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b"
 SHIPPED += [(f"{name}.py", "", "tiny") for name in SHAPES]
+VECTORS = "mamba1", "hawk", "griffin", "samba", "jamba"
+SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in VECTORS]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 
 
@@ -57,6 +59,14 @@ def test_docstring_of_a_shipped_config_tells_the_truth(file, full, _):
     tokens = cfg.train.steps * cfg.train.batch * cfg.data.length
     assert f"{models.parameter_count(cfg) / 1e6:.1f}M parameters" in text
     assert f"{tokens / 1e6:.1f}M tokens" in text
+
+
+def test_one_layer_in_eight_of_jamba_is_attention():
+    kinds = [layer.mixer for layer in models.spec(shipped("recurrent.py", "jamba")).layers]
+    assert [n for n, mixer in enumerate(kinds) if mixer != "mamba1"] == [4] and len(kinds) == 8
+    attention, mamba = (models.spec(shipped("recurrent.py", "jamba")).layers[n] for n in (4, 0))
+    assert attention.mixer == "attention" and type(attention.positions).__name__ == "NoPE"
+    assert mamba.option("normed") and not attention.window
 
 
 def test_base_is_valid_and_fresh():

@@ -174,6 +174,8 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
+    if hasattr(MIXERS[layer.mixer], "check"):
+        MIXERS[layer.mixer].check(layer)
     return layer
 
 
@@ -196,6 +198,12 @@ def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
                 f"as {name}={options[name]}"
             )
         options[name] = value
+    for name, (least, most) in getattr(mixer, "LIMITS", {}).items():
+        if not least <= options[name] <= most:
+            raise ConfigError(
+                f"{where}.options={given!r}: {name}={options[name]} must lie from {least} to "
+                f"{most}; {name}={mixer.OPTIONS[name]} is what it has if nothing is said"
+            )
     return tuple(sorted(options.items()))
 
 

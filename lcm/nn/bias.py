@@ -12,6 +12,7 @@ BIASES: dict[str, frozenset[str]] = {
     "qkv": _ATTENTION - {"out"},
     "attention": _ATTENTION,
     "mlp": _MLP,
+    "but_qkv": frozenset({"out", "x", "y"}) | _MLP,  # as in RecurrentGemma
     "all": _ATTENTION | _MLP | {"x", "y"},  # and the two branches of a recurrent block
 }
 

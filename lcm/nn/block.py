@@ -8,12 +8,19 @@ from flax import nnx
 from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
 from lcm.nn.gla import GLA
+from lcm.nn.lru import LRU
+from lcm.nn.lstm import LSTM
+from lcm.nn.mamba1 import Mamba1
 from lcm.nn.mamba2 import Mamba2
+from lcm.nn.min_rnn import MinGRU, MinLSTM
 from lcm.nn.mlp import MLPS, NoMLP
 from lcm.nn.mlstm import MLSTM
 from lcm.nn.norm import NORMS
 from lcm.nn.retention import LinearAttention, RetNet
 from lcm.nn.rglru import RGLRU
+from lcm.nn.s4d import S4D
+from lcm.nn.s5 import S5
+from lcm.nn.slstm import SLSTM
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
 from lcm.types import Context, Hidden
@@ -24,7 +31,12 @@ from lcm.types import Context, Hidden
 # a state what `RecurrentState` has.
 MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
+    "lru": LRU,
+    "lstm": LSTM,
+    "mamba1": Mamba1,
     "mamba2": Mamba2,
+    "min_gru": MinGRU,
+    "min_lstm": MinLSTM,
     "rglru": RGLRU,
     "linear_attention": LinearAttention,
     "retnet": RetNet,
@@ -33,6 +45,9 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "gated_deltanet": GatedDeltaNet,
     "kda": KDA,
     "mlstm": MLSTM,
+    "s4d": S4D,
+    "s5": S5,
+    "slstm": SLSTM,
 }
 
 

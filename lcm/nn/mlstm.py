@@ -1,5 +1,6 @@
 """The mLSTM as a mixer: a matrix with gates of input and forgetting that are exponentials."""
 
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -32,6 +33,7 @@ class MLSTM(LinearMixer):
     """
 
     OPTIONS: ClassVar[dict[str, Any]] = {"cap": 15.0, "input_bias": -10.0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"cap": (0.0, math.inf)}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)

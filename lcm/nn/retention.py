@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from lcm.errors import ConfigError
 from lcm.nn.linear import LinearMixer
@@ -60,14 +59,15 @@ class RetNet(LinearMixer):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"decay": "powers"}
 
-    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
-        log_decays(spec)  # refuses what it does not know
+    @staticmethod
+    def check(spec: LayerSpec) -> None:
+        """Refuses rules of decay that there are not, and a state without pairs."""
+        log_decays(spec)
         if spec.state % 2:
             raise ConfigError(
                 f"model.state={spec.state} is odd, and RetNet turns its numbers in pairs: take "
                 f"{spec.state + 1}"
             )
-        super().__init__(spec, rngs)
 
     def mix(
         self,

@@ -24,6 +24,15 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(bc|dt|beta|a|i|f|decay_down|gate_down)$", PartitionSpec(None, "fsdp")),
     (r"layers/\w+/mixer/(decay_up|gate_up)$", PartitionSpec(None, None, "tensor")),
+    (r"layers/\w+/mixer/(update|forget|admit|candidate)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mixer/(gates|recurrent)$", PartitionSpec(None, "fsdp")),  # four to a channel
+    (r"layers/\w+/mixer/head_(gates|recurrent)$", PartitionSpec(None, None, "tensor")),
+    (r"layers/\w+/mixer/(head_)?gates_bias$", PartitionSpec()),
+    (r"layers/\w+/mixer/(B|C)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/glu$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"layers/\w+/mixer/\w+_(log|re|im)$", PartitionSpec()),
+    (r"layers/\w+/mixer/dt_down$", PartitionSpec(None, "tensor")),
+    (r"layers/\w+/mixer/dt_up$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(recurrence|input)$", PartitionSpec(None, "tensor")),  # by block
     (r"layers/\w+/mixer/(conv|conv_[xqkv])$", PartitionSpec(None, None, None, "tensor")),
     (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),

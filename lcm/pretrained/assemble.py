@@ -19,6 +19,8 @@ from lcm.pretrained.source import Source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ALIGNED = 64  # bytes; a CPU takes buffers that begin at a multiple as they are, without a copy
+# What stays float32: scales near 1, and rates, which count once for each token.
+EXACT = ("norm/scale", "/A_log", "/a_param", "/dt_bias")
 Span = tuple[tuple[int, int], ...]
 
 
@@ -31,7 +33,7 @@ def assemble(
     more than one tensor is in memory. With a mesh each device gets its shards alone.
 
     dtype: of the parameters, float32 or bfloat16; scales of norms stay float32, since those of
-        Gemma are near 1, where bfloat16 has steps of 1/128.
+        Gemma are near 1, where bfloat16 has steps of 1/128, and so do rates of recurrences.
 
     Raises:
         ConfigError: for a model that the decoder is not.
@@ -57,7 +59,7 @@ def parameter_dtype(path: str, dtype: str) -> np.dtype:
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown: choose from {', '.join(DTYPES)}")
-    return DTYPES["float32" if path.endswith("norm/scale") else dtype]
+    return DTYPES["float32" if path.endswith(EXACT) else dtype]
 
 
 def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:

@@ -12,8 +12,8 @@ from lcm.models import ModelSpec, decoder
 from lcm.parallel import path
 from lcm.pretrained.families.base import Family, Weight
 
-# Weights and the part of each, by paths of ours and whether they are of a layer.
-Homes = dict[tuple[str, bool], tuple[Weight, int]]
+# Weights and the part of each, by paths of ours, whether they are of a layer, and for which mixer.
+Homes = dict[tuple[str, bool, str], tuple[Weight, int]]
 
 
 class Leaf(NamedTuple):
@@ -43,7 +43,7 @@ def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
     """
     shapes = _shapes(spec)
     homes = {
-        (at, "{n}" in weight.name): (weight, part)
+        (at, "{n}" in weight.name, weight.mixer): (weight, part)
         for weight in family.weights
         for part, at in enumerate(weight.paths)
     }
@@ -52,12 +52,14 @@ def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
 
 def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: ModelSpec) -> Leaf:
     prefix, kind, below = _divided(name)
-    if (below, bool(prefix)) not in homes:
+    keys = [(below, bool(prefix), mixer) for mixer in (spec.layers[kind].mixer, "")]
+    key = next((key for key in keys if key in homes), None)
+    if key is None:
         raise ConfigError(
             f"parameter {name} {shapes[name]} has no tensor in this family: it belongs to what "
             "lcm adds, such as a learned encoding"
         )
-    weight, part = homes[below, bool(prefix)]
+    weight, part = homes[key]
     siblings = [shapes[prefix + at] for at in weight.paths]
     layers = range(kind, spec.depth, len(spec.layers)) if prefix else range(1)
     return Leaf(

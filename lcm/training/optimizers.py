@@ -10,7 +10,7 @@ from lcm.errors import ConfigError
 from lcm.parallel import path
 
 # Norms, biases, embeddings, decays and whatever an encoding learns are not pulled towards zero.
-UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|A_log|a_param|mixer/D|positions/.+)$"
+UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|_(log|re|im)|a_param|mixer/D|positions/.+)$"
 MATRICES = r"layers/\w+/(mixer|mlp)/\w+$"
 
 
@@ -112,12 +112,14 @@ def _decayed(params: Any) -> Any:
     )
 
 
+def _is_matrix(name: str, leaf: Any) -> bool:
+    """Whether it multiplies vectors, which rates by channel and state do not."""
+    return leaf.ndim == 3 and bool(re.search(MATRICES, name)) and not re.search(UNDECAYED, name)
+
+
 def _muon_dimensions(params: Any) -> Any:
     """Which parameters Muon takes, each as [layer, in, out] with layers apart."""
     dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: (
-            dimensions if leaf.ndim == 3 and re.search(MATRICES, path(keys)) else None
-        ),
-        params,
+        lambda keys, leaf: dimensions if _is_matrix(path(keys), leaf) else None, params
     )

@@ -16,6 +16,7 @@ from lcm.errors import UserError
 
 SHAPES = {
     "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.depth=1"],
+    "several arrays": ["model.depth=2", "model.pattern=mamba1,slstm", "model.mlp=none"],
     "griffin": [
         "model.depth=2",
         "model.pattern=rglru,local",

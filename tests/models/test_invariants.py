@@ -59,6 +59,15 @@ VARIANTS = {
         name: [f"model.mixer={name}", f"model.pattern={name}", "model.heads=4", *keys]
         for name, keys in MATRIX.items()
     },
+    "mamba-1": ["model.pattern=mamba1", "model.mlp=none", "model.recurrence_chunk=5"],
+    "mamba-1, normed": ["model.pattern=mamba1", "model.options=normed=True,rank=3"],
+    "min-gru": ["model.pattern=min_gru", "model.expand=1.5"],
+    "min-lstm": ["model.pattern=min_lstm", "model.biases=all"],
+    "lstm": ["model.pattern=lstm", "model.expand=1", "model.options=chrono=20"],
+    "lru": ["model.pattern=lru", "model.options=r_min=0.5,r_max=0.9"],
+    "s4d": ["model.pattern=s4d", "model.recurrence_chunk=5"],
+    "s5": ["model.pattern=s5"],
+    "slstm": ["model.pattern=slstm"],
     "griffin": [
         "model.biases=all",
         "model.depth=3",
@@ -75,7 +84,8 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", "griffin", *MATRIX)]
+VECTORS = "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
+SHAPES = [("rope", v) for v in ("plain", "mamba-2", *VECTORS, *MATRIX)]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")

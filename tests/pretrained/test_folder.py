@@ -47,6 +47,9 @@ def test_parameters_in_bfloat16_save_for_the_norms(folder, loaded):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert leaf.dtype == ("float32" if name.endswith("norm/scale") else "bfloat16"), name
+    _, mamba = assemble(Folder(folder("mamba", at="mamba")), dtype="bfloat16")
+    kinds = {name: mamba["layers"]["0"]["mixer"][name].dtype for name in ("A_log", "dt_bias", "x")}
+    assert kinds == {"A_log": "float32", "dt_bias": "float32", "x": "bfloat16"}
     wide = loaded("gemma3")
     row = jnp.asarray(cases.tokens())
     got, want = models.apply(cfg, params, row)[0], models.apply(wide.cfg, wide.params, row)[0]
@@ -113,6 +116,7 @@ def test_every_default_is_that_of_transformers(kind):
     theirs = {**theirs.get("attn_config", {}), **theirs}
     rope = theirs.get("rope_parameters") or {}
     theirs.setdefault("rope_theta", rope.get("full_attention", rope).get("rope_theta"))
+    theirs.setdefault("partial_rotary_factor", rope.get("partial_rotary_factor"))
     theirs["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta")
     skipped = {"sliding_window_pattern", "seq_length"}  # of older configs, and of none
     if kind not in ("mistral", "gemma2", "gemma3", "gemma3_text"):
@@ -172,7 +176,7 @@ def test_tensors_that_do_not_fit_are_named(folder, name):
 
 
 CONFIGS = {
-    "architecture": ("llama", {"model_type": "mamba"}, "'mamba' is unknown: known are llama, mis"),
+    "architecture": ("llama", {"model_type": "rwkv"}, "'rwkv' is unknown: known are llama, mis"),
     "encoder": ("llama", {"model_type": "t5"}, "model_type=t5 is an encoder and a decoder"),
     "experts": ("llama", {"num_local_experts": 8}, "num_local_experts=8 asks for what the decoder"),
     "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=..."),
@@ -193,6 +197,11 @@ CONFIGS = {
         "names linear_attention",
     ),
     "length": ("llama", {"max_position_embeddings": None}, "none of max_position_embeddings"),
+    "clipped steps": ("mamba2", {"time_step_limit": [0.001, 0.1]}, "time_step_limit=(0.001, 0.1)"),
+    "heads of mamba": ("mamba2", {"num_heads": 3}, "num_heads=3 times head_dim=16 is not"),
+    "biases of mamba": ("mamba", {"use_bias": True}, "use_bias=True"),
+    "blocks": ("recurrent_gemma", {"block_types": ["mlp"]}, "block_types has 'mlp'"),
+    "odd": ("recurrent_gemma", {"intermediate_size": 47}, "intermediate_size=47 is odd"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 

@@ -23,6 +23,8 @@ def op_diag(
 ) -> tuple[Array, Array]:
     """All states `h_t` and the last one, float32, of `a` and `b` `[B, L, ...]`.
 
+    Complex `a` and `b` have states that are complex64.
+
     h0: the state before, `[B, ...]`, 0 by default.
     reset_BL: bool, where a document begins: there `h_t = b_t`.
     chunk: tokens that are scanned together, in a logarithm of their number of steps; chunks follow
@@ -34,8 +36,9 @@ def op_diag(
         ValueError: for a negative chunk.
     """
     chunk = chunk_of(chunk, ON_CPU, CHUNK)
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0.astype(jnp.float32)
+    kind = jnp.complex64 if jnp.iscomplexobj(a) or jnp.iscomplexobj(b) else jnp.float32
+    a, b = a.astype(kind), b.astype(kind)
+    h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0.astype(kind)
     if reset_BL is not None:
         a = jnp.where(reset_BL.reshape(*reset_BL.shape, *[1] * (a.ndim - 2)), 0, a)
     h = _states(min(chunk, a.shape[1]), a, b, h0)
@@ -54,7 +57,8 @@ def _forward(chunk: int, a: Array, b: Array, h0: Array) -> tuple[Array, tuple]:
 
 def _backward(chunk: int, kept: tuple, d_h: Array) -> tuple[Array, Array, Array]:
     """`g_t = dh_t + a_{t+1} g_{t+1}` is the same recurrence from the end, and `db_t = g_t`,
-    `da_t = g_t h_{t-1}`, `dh_0 = a_1 g_1`."""
+    `da_t = g_t h_{t-1}`, `dh_0 = a_1 g_1`; of complex numbers, too, whose cotangents JAX does
+    not conjugate."""
     a, h0, h = kept
     next_a = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], 1)
     g = _scan(chunk, next_a, d_h, jnp.zeros_like(h0), reverse=True)

@@ -59,11 +59,13 @@ class Weight(NamedTuple):
 
     name: with `{n}` for the number of the layer.
     paths: of ours, below a layer where the name has `{n}`; several where the form joins them.
+    mixer: of the layers that it is for, where others have another tensor for the same path.
     """
 
     name: str
     paths: tuple[str, ...]
     form: Form
+    mixer: str = ""
 
 
 def weights(*rows: tuple[str, str, Form]) -> tuple[Weight, ...]:

@@ -1,0 +1,147 @@
+"""Mamba as a mixer: channels that each keep N numbers, with steps that depend on the input."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lcm.nn.dense import dense, matrix
+from lcm.nn.norm import RMSNorm
+from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.spec import LayerSpec
+from lcm.ops.recurrence import op_diag, short_conv
+from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.types import Array, Context, Hidden
+
+FAR = 1e30  # time since another document, of which exp(FAR A) leaves nothing
+CHUNK = 64  # tokens whose [E, N] numbers are there at once, where none are given
+
+
+class Mamba1(nnx.Module):
+    """Selective state spaces (Gu and Dao, arXiv:2312.00752), of E = expand D channels.
+
+        x = silu(conv(u W_x))             d, b, c = x W_d, x W_bc       of R, N and N numbers
+        dt = softplus(d W_dt + dt_bias)                                 one number a channel
+        h_t = exp(dt_t A) h_{t-1} + dt_t x_t b_t                        [E, N], A = -exp(A_log)
+        y_t = h_t c_t + D x_t             out = (y silu(u W_z)) W_out
+
+    Options: `rank` is R, 0 for D / 16 rounded up; `normed` has d, b and c normalised, with scales,
+    as in Jamba (arXiv:2403.19887).
+    """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16)}
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.spec, inner, rank = spec, spec.inner, _rank(spec)
+        self.x = matrix(rngs, spec.width, inner)
+        self.z = matrix(rngs, spec.width, inner)
+        self.conv = conv_uniform(rngs, spec, spec.conv, 1, inner)
+        self.conv_bias = conv_uniform(rngs, spec, inner)
+        self.dt_down = matrix(rngs, inner, rank)
+        self.bc = matrix(rngs, inner, 2 * spec.state)
+        uniform = lambda shape, a, b: jax.random.uniform(rngs.params(), shape, minval=a, maxval=b)  # noqa: E731
+        self.dt_up = nnx.Param(uniform((rank, inner), -(rank**-0.5), rank**-0.5))
+        dt = jnp.maximum(jnp.exp(uniform((inner,), np.log(1e-3), np.log(1e-1))), 1e-4)
+        self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))  # softplus(dt_bias) = dt
+        count = jnp.arange(1, spec.state + 1, dtype=jnp.float32)
+        self.A_log = nnx.Param(jnp.tile(jnp.log(count), (inner, 1)))
+        self.D = nnx.Param(jnp.ones(inner))
+        self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
+        if spec.option("normed"):
+            self.dt_norm = RMSNorm(rank, spec.norm_eps)
+            self.b_norm = RMSNorm(spec.state, spec.norm_eps)
+            self.c_norm = RMSNorm(spec.state, spec.norm_eps)
+
+    def __call__(
+        self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
+    ) -> tuple[Hidden, RecurrentState | None]:
+        spec, f32 = self.spec, jnp.float32
+        before, reset_BL, there_BL = entered(state, self.init_state(spec, len(u_BLD)), context)
+        x_BLE, taps, (tail,) = dense(u_BLD, self.x[...]), self.conv[:, 0], before.tails
+        x_BLE, tail = short_conv(x_BLE, taps, self.conv_bias[...], tail, reset_BL, there_BL)
+        x_BLE = jax.nn.silu(x_BLE)
+
+        d_BLR = dense(x_BLE, self.dt_down[...])
+        b_BLN, c_BLN = jnp.split(dense(x_BLE, self.bc[...]), 2, -1)
+        if spec.option("normed"):
+            d_BLR, b_BLN, c_BLN = self.dt_norm(d_BLR), self.b_norm(b_BLN), self.c_norm(c_BLN)
+        dt_BLE = dense(d_BLR, self.dt_up[...]).astype(f32) + self.dt_bias[...]
+        # Padding passes no time.
+        dt_BLE = jnp.where(there_BL[..., None], jax.nn.softplus(dt_BLE), 0)
+        y_BLE, h_BEN = selective_scan(
+            x_BLE,
+            dt_BLE,
+            -jnp.exp(self.A_log[...]),
+            b_BLN,
+            c_BLN,
+            before.memory,
+            reset_BL,
+            spec.recurrence_chunk or CHUNK,
+        )
+        y_BLE = (y_BLE + self.D[...] * x_BLE).astype(u_BLD.dtype)
+        out_BLD = dense(y_BLE * jax.nn.silu(dense(u_BLD, self.z[...])), self.out[...])
+        after = RecurrentState(h_BEN, (tail,), before.segment_B)
+        return out_BLD, None if state is None else after
+
+    @staticmethod
+    def init_state(
+        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
+    ) -> RecurrentState:
+        """The empty state, float32 whatever the dtype of caches, for any length."""
+        return empty(batch, (spec.inner, spec.state), (spec.inner,), spec.conv)
+
+    @staticmethod
+    def whole(spec: LayerSpec) -> bool:
+        return False
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        """Matmul FLOPs of one token's forward pass: projections, and the state written and read."""
+        per_channel = 3 * spec.width + 2 * _rank(spec) + 2 * spec.state
+        return 2 * spec.inner * per_channel + 4 * spec.inner * spec.state
+
+    @staticmethod
+    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
+        """Bytes by which the state grows with a token: none."""
+        return 0
+
+
+def selective_scan(
+    x_BLE: Array,
+    dt_BLE: Array,
+    A_EN: Array,
+    b_BLN: Array,
+    c_BLN: Array,
+    h0_BEN: Array,
+    reset_BL: Array,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """`y_t = h_t c_t` float32 `[B, L, E]` of the recurrence of `Mamba1`, and the last state.
+
+    What has the size `[B, L, E, N]` is there for one chunk at a time, backward too, which keeps a
+    state for each chunk.
+    """
+    length = x_BLE.shape[1]
+    chunk = min(chunk, length)
+    # A mask of [C, E, N] from the resets alone would be taken out of the loops, of all tokens.
+    since_BLE = jnp.where(reset_BL[..., None], FAR, dt_BLE)
+    given = since_BLE, dt_BLE * x_BLE, b_BLN, c_BLN
+    moving = tuple(chunked(each.astype(jnp.float32), chunk) for each in given)
+    A_MEN = jnp.broadcast_to(A_EN, (len(moving[0]), *A_EN.shape))
+    h_BEN, y = scan(_chunk, h0_BEN, None, (*moving, A_MEN))
+    return joined(y, length), h_BEN
+
+
+def _chunk(h_BEN: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
+    since_BCE, written_BCE, b_BCN, c_BCN, A_EN = moving
+    a_BCEN = jnp.exp(since_BCE[..., None] * A_EN)
+    h_BCEN, last_BEN = op_diag(a_BCEN, written_BCE[..., None] * b_BCN[:, :, None], h_BEN)
+    return last_BEN, jnp.einsum("bcen,bcn->bce", h_BCEN, c_BCN)
+
+
+def _rank(spec: LayerSpec) -> int:
+    """R: numbers that the steps of all channels are made of."""
+    return spec.option("rank") or -(-spec.width // 16)
