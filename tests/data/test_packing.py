@@ -4,6 +4,7 @@ import collections
 import itertools
 
 import grain
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,7 +129,7 @@ def test_first_and_best_fit_by_hand():
 def test_without_countdown_remaining_is_minus_one(method):
     for batch in packed([3, 9], method, length=4, batch_size=2, bins=2, countdown=False):
         assert (batch.context.remaining_BL == -1).all()
-        dtypes = [x.dtype for x in (batch.tokens_BL, batch.targets_BL, *batch.context)]
+        dtypes = [x.dtype for x in jax.tree.leaves(batch._replace(loss_weight_BL=None))]
         assert dtypes == [np.int32] * 5 and batch.loss_weight_BL.dtype == np.float32
 
 

@@ -141,7 +141,7 @@ def test_packed_row_equals_documents_alone(model):
     together, _ = models.apply(cfg, params, row, packed)
     assert sum(sizes) == LENGTH
     for part, start, size in zip(parts, starts, sizes, strict=True):
-        padded = Context(*(jnp.pad(x, ((0, 0), (0, LENGTH - size))) for x in part))
+        padded = jax.tree.map(lambda x, n=LENGTH - size: jnp.pad(x, ((0, 0), (0, n))), part)
         alone, _ = models.apply(cfg, params, jnp.roll(row, -start, 1), padded)
         got = together[:, start : start + size]
         np.testing.assert_allclose(got, alone[:, :size], atol=2e-5)
@@ -187,7 +187,7 @@ def test_padding_of_a_call_leaves_the_state_alone(model):
 
     state, got = models.init_state(cfg, 2, LENGTH), []
     for start, end in ((0, 9), (9, 18)):
-        here = Context(*(take(x, start, end) for x in at))
+        here = jax.tree.map(lambda x, a=start, b=end: take(x, a, b), at)
         logits, state = models.apply(cfg, params, take(row, start, end), here, state)
         got.append(jnp.stack([logits[0, :-3], logits[1, 3:]]))
     np.testing.assert_allclose(jnp.concatenate(got, 1), want[:, :18], atol=2e-5)

@@ -89,7 +89,7 @@ def test_shared_heads_and_sizes(backend, heads, kv_heads, size):
 def test_queries_are_the_last_places_by_default(backend, length, slots):
     q, k, v = arrays(length, slots)
     k_where = context(np.ones((2, slots)))
-    q_where = Context(*(x[:, slots - length :] for x in k_where))
+    q_where = jax.tree.map(lambda x: x[:, slots - length :], k_where)
     out = attend([Part(q, k)], v, backend=backend)
     check(out, [(q, k, MASKS["causal"][1])], v, q_where, k_where)
 

@@ -85,7 +85,7 @@ def test_gradient_by_some_keys_where_the_result_over_all_is_known():
     d = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
 
     def attended(known, at, q, k, v):
-        keys = Context(*(x[:, at] for x in where))
+        keys = jax.tree.map(lambda x, at=at: x[:, at], where)
         part = Part(q, k, causal() & window(140), SoftCap(1.5))
         return pallas.attend((part,), v, where, keys, 0.3, known)
 
@@ -170,7 +170,7 @@ def test_what_the_table_leaves_out_is_never_read():
     q, k, v = arrays(512, 512)
     hidden = jnp.zeros((2, 512, 1, 1)).at[0, :128].set(jnp.nan).at[1, :256].set(jnp.nan)
     part = lambda k: Part(q[:, 384:], k, causal() & window(250))  # noqa: E731
-    last = Context(*(x[:, 384:] for x in where))
+    last = jax.tree.map(lambda x: x[:, 384:], where)
     call = jax.jit(lambda k, v: run(pallas, [part(k)], v, last, where))
     clean, poisoned = call(k, v), call(k + hidden, v + hidden)
     close(poisoned, clean, 0)
@@ -198,8 +198,8 @@ def test_partial_results_merge_to_the_whole():
     """Two calls over halves of the keys, merged by their log-sum-exps, with gradients."""
     where = rows((150, 80, 40), (290,), total=300)
     q, k, v = arrays(300, 300)
-    halves = [(slice(0, 140), Context(*(x[:, :140] for x in where)))]
-    halves += [(slice(140, 300), Context(*(x[:, 140:] for x in where)))]
+    halves = [(slice(0, 140), jax.tree.map(lambda x: x[:, :140], where))]
+    halves += [(slice(140, 300), jax.tree.map(lambda x: x[:, 140:], where))]
 
     def merged(q, k, v):
         some = [run(pallas, [Part(q, k[:, at])], v[:, at], where, half) for at, half in halves]

@@ -113,7 +113,7 @@ def test_parts_with_other_maps_and_without():
 def test_queries_of_a_cache():
     """Query blocks count from the first query, key blocks from the first slot."""
     blocks, (k_where, q_where) = random_map(64, 130, 390, 2, 2), (rows((390,) * 1, total=390),) * 2
-    q_where = Context(*(x[:, 260:] for x in q_where))
+    q_where = jax.tree.map(lambda x: x[:, 260:], q_where)
     q, k, v = (x[:1] for x in arrays(130, 390))
     make = lambda q, k, v: ([Part(q, k, causal(), blocks=blocks)], v)  # noqa: E731
     close(*both(make, (q, k, v), q_where, k_where), 2e-5)
