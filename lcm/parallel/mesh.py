@@ -60,15 +60,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-    """A global batch on the mesh from the rows that this process read."""
+    """A whole batch, which every process has, on the mesh: each puts the parts of its devices."""
     sharding = batch_sharding(mesh)
-    place = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
-    return Batch(
-        place(batch.tokens_BL),
-        place(batch.targets_BL),
-        jax.tree.map(place, batch.context),
-        place(batch.loss_weight_BL),
-    )
+
+    def place(x: np.ndarray) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+    return jax.tree.map(place, batch)
 
 
 def _check_divides(cfg: Any, sizes: dict[str, int]) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lcm import config, models, parallel
+from lcm import config, models, nn, parallel
 from lcm.models import decoder
 from lcm.ops import attention, recurrence
 from lcm.ops.attention import blockwise
@@ -57,6 +57,15 @@ MODELS = {
     "mamba2": ["model.pattern=('mamba2',)", *on(context=4, fsdp=2)],
     "rglru": ["model.pattern=('rglru',)", *on(context=4, tensor=2)],
     "hybrid": [HYBRID, "model.window=9", *on(data=2, context=2, tensor=2)],
+    **{
+        f"mixer {name}": [
+            f"model.mixer={name}",
+            f"model.pattern=('{name}',)",
+            *on(context=4, fsdp=2),
+        ]
+        for name in nn.MIXERS
+        if name not in ("attention", "mamba2", "rglru")
+    },
     "all but context": [HYBRID, *on(data=2, fsdp=2, tensor=2)],
 }
 

@@ -20,7 +20,6 @@ from lcm.ops.attention import (
 )
 from lcm.ops.attention.pallas import maps, visits
 from lcm.ops.attention.pallas.walk import Step, Visits
-from lcm.types import Context
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
