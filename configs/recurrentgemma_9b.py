@@ -52,15 +52,4 @@ SHAPE = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """`""`, the tokens of a row such as `"65536"`, or `"tiny"` for a run of seconds."""
-    cfg = config.override(config.base(), SHAPE)
-    cfg.name = "recurrentgemma_9b"
-    if arg == "tiny":
-        cfg.model.vocab = 320
-        config.shrink(cfg)
-        cfg.model.kinds.local.head_size = 16
-    elif arg.isdigit() and int(arg):
-        cfg.train.batch = max(1, cfg.train.batch * cfg.data.length // int(arg))
-        cfg.data.length = int(arg)
-    elif arg:
-        raise config.unknown_argument(arg, "tiny", "a number of tokens")
-    return cfg
+    return config.published("recurrentgemma_9b", SHAPE, arg)

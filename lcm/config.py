@@ -168,10 +168,33 @@ def shrink(cfg: ConfigDict) -> ConfigDict:
     cfg.model.update(width=32, depth=max(2, len(cfg.model.pattern)), heads=2, head_size=0)
     cfg.model.update(state=min(cfg.model.state, 8), recurrence_chunk=8)
     cfg.model.update(hidden=0, kv_heads=min(cfg.model.kv_heads, 1))
+    for kind in cfg.model.kinds.values():
+        if "head_size" in kind:
+            kind.head_size = 0
     cfg.data.length = 32
     cfg.train.update(steps=20, warmup=4, batch=8, log_every=5)
     cfg.checkpoint.every = 10
     cfg.eval.update(tokens=2048, batch_tokens=1024)
+    return cfg
+
+
+def published(name: str, shape: Iterable[str], arg: str) -> ConfigDict:
+    """The config of a published shape: as it is (`""`), for rows of a number of tokens, a batch
+    having as many as before, or `"tiny"` for a run of seconds.
+
+    Raises:
+        ConfigError: for another argument.
+    """
+    cfg = override(base(), shape)
+    cfg.name = name
+    if arg == "tiny":
+        cfg.model.vocab = 320
+        shrink(cfg)
+    elif arg.isdigit() and int(arg):
+        cfg.train.batch = max(1, cfg.train.batch * cfg.data.length // int(arg))
+        cfg.data.length = int(arg)
+    elif arg:
+        raise unknown_argument(arg, "tiny", "a number of tokens")
     return cfg
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
-from lcm.nn.linear import LinearMixer
+from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
-from lcm.types import Array, Context, Hidden
+from lcm.types import Array, Hidden
 
 RANK = 128  # of KDA's decays and gate, at the most
 
@@ -33,30 +33,18 @@ class DeltaNet(LinearMixer):
         super().__init__(spec, rngs)
         self.beta = matrix(rngs, spec.width, spec.heads)
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
-        there_BL1 = context.segments_BL[..., None] > 0
-        beta_BLH = jax.nn.sigmoid(dense(u_BLD, self.beta[...]).astype(jnp.float32))
-        beta_BLH = jnp.where(there_BL1, beta_BLH * (1 + self.spec.option("negative")), 0)
-        decay = self.log_decay(u_BLD)  # [B, L, H], or by channel [B, L, H, N]
-        there = there_BL1 if decay.ndim == 3 else there_BL1[..., None]
-        decay = jnp.where(there, decay, 0)
-        q, k = (normalised(x) for x in (q_BLGN, k_BLGN))
+    def mix(self, given: Projected) -> tuple[Array, Any]:
+        beta_BLH = jax.nn.sigmoid(dense(given.u_BLD, self.beta[...]).astype(jnp.float32))
+        beta_BLH = given.there(beta_BLH * (1 + self.spec.option("negative")))
+        decay = self.log_decay(given.u_BLD)  # [B, L, H], or by channel [B, L, H, N]
+        q, k = (normalised(x) for x in (given.q_BLGN, given.k_BLGN))
         # The decay comes before the erasure, which thus finds exp(l)^T S: on the side that reads
         # for each channel, and as well on the side that writes where a head has one.
         k_BLHN = by_head(k, self.spec.heads, 2).astype(jnp.float32)
         step = jnp.exp(decay if decay.ndim == 4 else decay[..., None])
         erase = step * k_BLHN, -beta_BLH[..., None] * k_BLHN
-        v = (v_BLHP * beta_BLH[..., None]).astype(v_BLHP.dtype)
-        return self.run(q * self.spec.state**-0.5, k, v, decay, memory, reset_BL, erase)
+        v = (given.v_BLHP * beta_BLH[..., None]).astype(given.v_BLHP.dtype)
+        return self.run(given, q * self.spec.state**-0.5, k, v, decay, given.memory, erase)
 
     def log_decay(self, u_BLD: Hidden) -> Array:
         """None: the rule itself is what forgets."""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
-from lcm.nn.linear import LinearMixer
+from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.spec import LayerSpec
-from lcm.types import Array, Context, Hidden
+from lcm.types import Array
 
 RANK = 16  # of the matrix that decays come from
 SOFTNESS = 16.0  # by which their logarithms are divided, so that they begin near 1
@@ -29,22 +29,13 @@ class GLA(LinearMixer):
         self.decay_up = matrix(rngs, RANK, channels)
         self.decay_bias = nnx.Param(jnp.zeros(channels))
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
-        decay = dense(dense(u_BLD, self.decay_down[...]), self.decay_up[...]).astype(jnp.float32)
+    def mix(self, given: Projected) -> tuple[Array, Any]:
+        decay = dense(dense(given.u_BLD, self.decay_down[...]), self.decay_up[...])
+        decay = decay.astype(jnp.float32)
         decay = jax.nn.log_sigmoid(decay + self.decay_bias[...]) / SOFTNESS
-        decay_BLHN = decay.reshape(*u_BLD.shape[:2], self.spec.heads, -1)
-        decay_BLHN = jnp.where(context.segments_BL[..., None, None] > 0, decay_BLHN, 0)
-        q = q_BLGN * self.spec.state**-0.5
-        return self.run(q, k_BLGN, v_BLHP, decay_BLHN, memory, reset_BL)
+        decay_BLHN = decay.reshape(*given.u_BLD.shape[:2], self.spec.heads, -1)
+        q = given.q_BLGN * self.spec.state**-0.5
+        return self.run(given, q, given.k_BLGN, given.v_BLHP, decay_BLHN, given.memory)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:

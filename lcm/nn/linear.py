@@ -1,6 +1,6 @@
 """What mixers with a matrix for a state share: projections, short convolutions, gated outputs."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,28 @@ from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix, short_conv
 from lcm.types import Array, Context, Hidden
+
+
+class Projected(NamedTuple):
+    """What the recurrence of a `LinearMixer` is made of; values are 0 at padding.
+
+    memory: the state before the first token.
+    reset_BL, there_BL: where documents begin, and where no padding is.
+    """
+
+    u_BLD: Hidden
+    q_BLGN: Array
+    k_BLGN: Array
+    v_BLHP: Array
+    memory: Any
+    reset_BL: Array
+    there_BL: Array
+    context: Context
+
+    def there(self, x: Array, otherwise: float = 0) -> Array:
+        """`x` `[B, L, ...]`, and something else at padding."""
+        where = self.there_BL.reshape(*self.there_BL.shape, *[1] * (x.ndim - 2))
+        return jnp.where(where, x, otherwise)
 
 
 class LinearMixer(nnx.Module):
@@ -56,37 +78,37 @@ class LinearMixer(nnx.Module):
             projected.append(own.reshape(batch, length, heads, -1))
         q_BLGN, k_BLGN, v_BLHP = projected
         v_BLHP = jnp.where(there_BL[..., None, None], v_BLHP, 0)  # padding writes nothing
-        y_BLHP, memory = self.mix(u_BLD, q_BLGN, k_BLGN, v_BLHP, before.memory, reset_BL, context)
+        given = Projected(u_BLD, q_BLGN, k_BLGN, v_BLHP, before.memory, reset_BL, there_BL, context)
+        y_BLHP, memory = self.mix(given)
         out_BLD = dense(self.gated(y_BLHP, u_BLD), self.out[...])
         after = RecurrentState(memory, tuple(tails), before.segment_B)
         return out_BLD, None if state is None else after
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
+    def mix(self, given: Projected) -> tuple[Array, Any]:
         """The outputs `[B, L, H, P]` of the recurrence and its state; padding writes nothing."""
         raise NotImplementedError
 
     def run(
         self,
-        q: Array,
-        k: Array,
-        v: Array,
+        given: Projected,
+        q_BLGN: Array,
+        k_BLGN: Array,
+        v_BLHP: Array,
         log_decay: Array,
-        S0: Array,
-        reset_BL: Array,
-        erase: Any = None,
+        S0_BHNP: Array,
+        erase: tuple[Array, Array] | None = None,
     ) -> tuple[Array, Array]:
-        """The recurrence of the layer's shapes."""
-        chunk = self.spec.recurrence_chunk
-        return op_matrix(q, k, v, log_decay, erase, S0, reset_BL, chunk=chunk)
+        """The recurrence within the documents of what is given; padding keeps the state."""
+        return op_matrix(
+            q_BLGN,
+            k_BLGN,
+            v_BLHP,
+            given.there(log_decay),
+            erase,
+            S0_BHNP,
+            given.reset_BL,
+            chunk=self.spec.recurrence_chunk,
+        )
 
     def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:
         """The normalised outputs times `silu` of their gate, `[B, L, H P]`."""

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.dense import dense
-from lcm.nn.linear import LinearMixer
+from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.norm import CentredNorm
 from lcm.nn.retention import counted
 from lcm.nn.spec import LayerSpec
-from lcm.types import Array, Context, Hidden
+from lcm.types import Array, Hidden
 
 LEAST_M = -80.0  # of log-maxima, whose exponentials are finite
 EPS = 1e-6
@@ -43,30 +43,20 @@ class MLSTM(LinearMixer):
         self.i_bias = nnx.Param(jnp.full(spec.heads, spec.option("input_bias")))
         self.f_bias = nnx.Param(jnp.linspace(3.0, 6.0, spec.heads))
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
-        there_BL1 = context.segments_BL[..., None] > 0
-        i_BLH = jnp.where(there_BL1, self._preactivation("i", u_BLD), -jnp.inf)
-        f_BLH = jax.nn.log_sigmoid(self._preactivation("f", u_BLD))
-        f_BLH = jnp.where(there_BL1, f_BLH, 0)
+    def mix(self, given: Projected) -> tuple[Array, Any]:
+        memory, reset_BL = given.memory, given.reset_BL
+        i_BLH = given.there(self._preactivation("i", given.u_BLD), -jnp.inf)
+        f_BLH = given.there(jax.nn.log_sigmoid(self._preactivation("f", given.u_BLD)))
         m_BLH, before_BLH = log_maxima(i_BLH, f_BLH, memory["m"], reset_BL)
         decay_BLH = jnp.where(reset_BL[..., None], 0, f_BLH + before_BLH - m_BLH)
         # Of the values, which heads do not share, and as 0 of padding.
         write_BLH1 = jnp.exp(i_BLH - m_BLH)[..., None]
-        v = (counted(v_BLHP, context).astype(jnp.float32) * write_BLH1).astype(v_BLHP.dtype)
-        q = q_BLGN * self.spec.state**-0.5
-        y_BLHP, C_BHNP = self.run(q, k_BLGN, v, decay_BLH, memory["C"], reset_BL)
+        v = (counted(given).astype(jnp.float32) * write_BLH1).astype(given.v_BLHP.dtype)
+        q = given.q_BLGN * self.spec.state**-0.5
+        y_BLHP, C_BHNP = self.run(given, q, given.k_BLGN, v, decay_BLH, memory["C"])
         y_BLHP = y_BLHP.astype(jnp.float32)
         floor = jnp.maximum(jnp.abs(y_BLHP[..., -1:]), jnp.exp(-m_BLH)[..., None])
-        y_BLHP = (y_BLHP[..., :-1] / (floor + EPS)).astype(v_BLHP.dtype)
+        y_BLHP = (y_BLHP[..., :-1] / (floor + EPS)).astype(v.dtype)
         return y_BLHP, {"C": C_BHNP, "m": m_BLH[:, -1]}
 
     def _preactivation(self, name: str, u_BLD: Hidden) -> Array:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
-from lcm.nn.linear import LinearMixer
+from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.spec import LayerSpec
 from lcm.positions import RoPE
-from lcm.types import Array, Context, Hidden
+from lcm.types import Array
 
 EPS = 1e-6  # of the normaliser
 
@@ -25,21 +25,12 @@ class LinearAttention(LinearMixer):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"normaliser": False}
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
-        q, k = (jax.nn.elu(x) + 1 for x in (q_BLGN, k_BLGN))
-        decay_BLH = jnp.zeros(v_BLHP.shape[:3])
+    def mix(self, given: Projected) -> tuple[Array, Any]:
+        q, k = (jax.nn.elu(x) + 1 for x in (given.q_BLGN, given.k_BLGN))
+        decay_BLH = jnp.zeros(given.v_BLHP.shape[:3])
         if not self.spec.option("normaliser"):
-            return self.run(q, k, v_BLHP, decay_BLH, memory, reset_BL)
-        y_BLHP, memory = self.run(q, k, counted(v_BLHP, context), decay_BLH, memory, reset_BL)
+            return self.run(given, q, k, given.v_BLHP, decay_BLH, given.memory)
+        y_BLHP, memory = self.run(given, q, k, counted(given), decay_BLH, given.memory)
         return y_BLHP[..., :-1] / (y_BLHP[..., -1:] + EPS), memory
 
     @staticmethod
@@ -69,21 +60,12 @@ class RetNet(LinearMixer):
                 f"{spec.state + 1}"
             )
 
-    def mix(
-        self,
-        u_BLD: Hidden,
-        q_BLGN: Array,
-        k_BLGN: Array,
-        v_BLHP: Array,
-        memory: Any,
-        reset_BL: Array,
-        context: Context,
-    ) -> tuple[Array, Any]:
+    def mix(self, given: Projected) -> tuple[Array, Any]:
         rope = RoPE()
-        q, k = (rope.rotate(x, context.positions_BL) for x in (q_BLGN, k_BLGN))
-        there_BL1 = context.segments_BL[..., None] > 0
-        decay_BLH = jnp.where(there_BL1, log_decays(self.spec), 0)
-        return self.run(q * self.spec.state**-0.5, k, v_BLHP, decay_BLH, memory, reset_BL)
+        at_BL, q = given.context.positions_BL, given.q_BLGN * self.spec.state**-0.5
+        q, k = (rope.rotate(x, at_BL) for x in (q, given.k_BLGN))
+        decay_BLH = jnp.broadcast_to(log_decays(self.spec), given.v_BLHP.shape[:3])
+        return self.run(given, q, k, given.v_BLHP, decay_BLH, given.memory)
 
 
 def log_decays(spec: LayerSpec) -> Array:
@@ -100,7 +82,7 @@ def log_decays(spec: LayerSpec) -> Array:
     raise ConfigError(f"model.options decay={rule!r} is no rule of RetNet: take powers or range")
 
 
-def counted(v_BLHP: Array, context: Context) -> Array:
+def counted(given: Projected) -> Array:
     """Values with one more channel that counts what is written: 1, and 0 of padding."""
-    ones = jnp.broadcast_to((context.segments_BL > 0)[..., None, None], (*v_BLHP.shape[:3], 1))
-    return jnp.concatenate([v_BLHP, ones.astype(v_BLHP.dtype)], -1)
+    ones = given.there(jnp.ones_like(given.v_BLHP[..., :1]))
+    return jnp.concatenate([given.v_BLHP, ones], -1)
