@@ -20,11 +20,19 @@ def findings(cfg: Any, mesh: Mesh, built: Built, module: hlo.Module) -> Iterator
     """What is wrong with a program, as `name: what`."""
     spec = models.spec(cfg)
     yield from stacked_gathers(module, {spec.count(i) for i in range(len(spec.layers))} - {0, 1})
-    yield from square_arrays(module, cfg.data.length // mesh.shape["context"])
+    length = cfg.data.length // mesh.shape["context"]
+    if length not in _widths(spec):  # else an axis of that size may be one of channels
+        yield from square_arrays(module, length)
     if spec.dtype != jnp.float32:
         with jax.set_mesh(mesh):
             jaxpr = jax.make_jaxpr(built.fn)(*built.args).jaxpr
         yield from wide_products(jaxpr)
+
+
+def _widths(spec: models.ModelSpec) -> set[int]:
+    """Sizes of axes that are none of tokens."""
+    layers = [(each.hidden, each.inner, each.heads * each.head_size) for each in spec.layers]
+    return {spec.width, spec.vocab, *(size for layer in layers for size in layer)}
 
 
 def stacked_gathers(module: hlo.Module, depths: set[int]) -> Iterator[str]:
