@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
 from lcm.nn.linear import LinearMixer, Projected
+from lcm.nn.recurrent import step_biases
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
 from lcm.types import Array, Hidden
@@ -63,12 +63,11 @@ class GatedDeltaNet(DeltaNet):
     S_t = exp(l_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
     """
 
-    LEAST_A = 0.0
-
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
         self.a = matrix(rngs, spec.width, spec.heads)
-        self.A_log, self.dt_bias = decay_parameters(rngs, spec.heads, spec.heads, self.LEAST_A)
+        self.A_log = decays(rngs, spec.heads, 0.0)
+        self.dt_bias = step_biases(rngs, spec.heads)
 
     def log_decay(self, u_BLD: Hidden) -> Array:
         dt_BLH = dense(u_BLD, self.a[...]).astype(jnp.float32) + self.dt_bias[...]
@@ -93,7 +92,8 @@ class KDA(DeltaNet):
         rank, channels = _rank(spec), spec.heads * spec.state
         self.decay_down = matrix(rngs, spec.width, rank)
         self.decay_up = matrix(rngs, rank, channels)
-        self.A_log, self.dt_bias = decay_parameters(rngs, spec.heads, channels, 1.0)
+        self.A_log = decays(rngs, spec.heads, 1.0)
+        self.dt_bias = step_biases(rngs, channels)
         del self.z
         self.gate_down = matrix(rngs, spec.width, rank)
         self.gate_up = matrix(rngs, rank, spec.inner)
@@ -124,12 +124,7 @@ def normalised(x: Array) -> Array:
     return (wide * jax.lax.rsqrt((wide**2).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-def decay_parameters(
-    rngs: nnx.Rngs, heads: int, steps: int, least: float
-) -> tuple[nnx.Param, nnx.Param]:
-    """A_log of heads, A being uniform from `least`, not under 0.01, to 16, and dt_bias of `steps`
-    numbers whose softplus is log-uniform from 0.001 to 0.1."""
-    uniform = lambda n, a, b: jax.random.uniform(rngs.params(), (n,), minval=a, maxval=b)  # noqa: E731
-    A_log = nnx.Param(jnp.log(jnp.maximum(uniform(heads, least, 16), 0.01)))
-    dt = jnp.maximum(jnp.exp(uniform(steps, np.log(1e-3), np.log(1e-1))), 1e-4)
-    return A_log, nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))
+def decays(rngs: nnx.Rngs, heads: int, least: float) -> nnx.Param:
+    """A_log of heads, A being uniform from `least`, not under 0.01, to 16."""
+    A = jax.random.uniform(rngs.params(), (heads,), minval=least, maxval=16)
+    return nnx.Param(jnp.log(jnp.maximum(A, 0.01)))

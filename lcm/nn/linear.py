@@ -8,7 +8,7 @@ from flax import nnx
 
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
-from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix, short_conv
 from lcm.types import Array, Context, Hidden
@@ -36,7 +36,7 @@ class Projected(NamedTuple):
         return jnp.where(where, x, otherwise)
 
 
-class LinearMixer(nnx.Module):
+class LinearMixer(RecurrentMixer):
     """Queries, keys and values of H heads, a recurrence of one matrix `[N, P]` a head, a gate.
 
         q, k, v = u W_q, u W_k, u W_v              those of a subclass with `convolves`: silu(conv)
@@ -76,9 +76,8 @@ class LinearMixer(nnx.Module):
                 own, tails = jax.nn.silu(own), [*tails, tail]
             heads = spec.heads if name == "v" else spec.kv_heads
             projected.append(own.reshape(batch, length, heads, -1))
-        q_BLGN, k_BLGN, v_BLHP = projected
-        v_BLHP = jnp.where(there_BL[..., None, None], v_BLHP, 0)  # padding writes nothing
-        given = Projected(u_BLD, q_BLGN, k_BLGN, v_BLHP, before.memory, reset_BL, there_BL, context)
+        given = Projected(u_BLD, *projected, before.memory, reset_BL, there_BL, context)
+        given = given._replace(v_BLHP=given.there(given.v_BLHP))  # padding writes nothing
         y_BLHP, memory = self.mix(given)
         out_BLD = dense(self.gated(y_BLHP, u_BLD), self.out[...])
         after = RecurrentState(memory, tuple(tails), before.segment_B)
@@ -139,19 +138,10 @@ class LinearMixer(nnx.Module):
         return spec.heads, spec.state, spec.head_size
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections, and the state written and read."""
         keys, values = _channels(spec)
         return 2 * spec.width * (2 * keys + 3 * values) + 4 * values * spec.state
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 def _channels(spec: LayerSpec) -> tuple[int, int]:

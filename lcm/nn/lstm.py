@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
-from lcm.nn.recurrent import RecurrentState, empty, entered
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
 
 
-class LSTM(nnx.Module):
+class LSTM(RecurrentMixer):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997; gates as in Gers et al., 2000), of
     E = expand D channels.
 
@@ -72,15 +72,6 @@ class LSTM(nnx.Module):
         return empty(batch, {"c": (spec.inner,), "h": (spec.inner,)}, (), 1)
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: gates of input and state, and output."""
         return 2 * spec.inner * (4 * spec.width + 4 * spec.inner + spec.width)
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0

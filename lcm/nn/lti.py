@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
-from lcm.nn.recurrent import RecurrentState, empty, entered
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag
 from lcm.types import Array, Context, Hidden
 
 
-class Output(nnx.Module):
+class Output(RecurrentMixer):
     """The end of the layers of S4D, S5 and LRU: `(g W_out) sigmoid(g W_glu)`, `g = gelu(y)`."""
 
     def finish(self, y_BLD: Hidden) -> Hidden:
@@ -21,15 +21,6 @@ class Output(nnx.Module):
     def add_output(self, spec: LayerSpec, rngs: nnx.Rngs) -> None:
         self.out = matrix(rngs, spec.width, spec.width, depth=spec.depth)
         self.glu = matrix(rngs, spec.width, spec.width)
-
-    @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 class DiagonalSystem(Output):
@@ -53,13 +44,14 @@ class DiagonalSystem(Output):
     def __call__(
         self, x_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
     ) -> tuple[Hidden, RecurrentState | None]:
-        spec, there_as = self.spec, lambda there_BL: there_BL[..., None]
+        spec = self.spec
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(x_BLD)), context)
         a_P, s_P = self.rates()
+        there_BL1 = there_BL[..., None]
         read_BLP = as_complex(dense(x_BLD, self.B[...]).astype(jnp.float32))
         h_BLP, last_BP = op_diag(
-            jnp.where(there_as(there_BL), a_P, 1),  # padding keeps h and writes nothing
-            jnp.where(there_as(there_BL), s_P * read_BLP, 0),
+            jnp.where(there_BL1, a_P, 1),  # padding keeps h and writes nothing
+            jnp.where(there_BL1, s_P * read_BLP, 0),
             before.memory["re"] + 1j * before.memory["im"],
             reset_BL,
             chunk=spec.recurrence_chunk,

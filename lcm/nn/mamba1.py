@@ -4,12 +4,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
-from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.recurrent import (
+    RecurrentMixer,
+    RecurrentState,
+    conv_uniform,
+    empty,
+    entered,
+    step_biases,
+)
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag, short_conv
 from lcm.ops.recurrence.pieces import chunked, joined, scan
@@ -19,7 +25,7 @@ FAR = 1e30  # time since another document, of which exp(FAR A) leaves nothing
 CHUNK = 64  # tokens whose [E, N] numbers are there at once, where none are given
 
 
-class Mamba1(nnx.Module):
+class Mamba1(RecurrentMixer):
     """Selective state spaces (Gu and Dao, arXiv:2312.00752), of E = expand D channels.
 
         x = silu(conv(u W_x))             d, b, c = x W_d, x W_bc       of R, N and N numbers
@@ -42,10 +48,10 @@ class Mamba1(nnx.Module):
         self.conv_bias = conv_uniform(rngs, spec, inner)
         self.dt_down = matrix(rngs, inner, rank)
         self.bc = matrix(rngs, inner, 2 * spec.state)
-        uniform = lambda shape, a, b: jax.random.uniform(rngs.params(), shape, minval=a, maxval=b)  # noqa: E731
-        self.dt_up = nnx.Param(uniform((rank, inner), -(rank**-0.5), rank**-0.5))
-        dt = jnp.maximum(jnp.exp(uniform((inner,), np.log(1e-3), np.log(1e-1))), 1e-4)
-        self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))  # softplus(dt_bias) = dt
+        most = rank**-0.5
+        dt_up = jax.random.uniform(rngs.params(), (rank, inner), minval=-most, maxval=most)
+        self.dt_up = nnx.Param(dt_up)
+        self.dt_bias = step_biases(rngs, inner)
         count = jnp.arange(1, spec.state + 1, dtype=jnp.float32)
         self.A_log = nnx.Param(jnp.tile(jnp.log(count), (inner, 1)))
         self.D = nnx.Param(jnp.ones(inner))
@@ -94,19 +100,10 @@ class Mamba1(nnx.Module):
         return empty(batch, (spec.inner, spec.state), (spec.inner,), spec.conv)
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections, and the state written and read."""
         per_channel = 3 * spec.width + 2 * _rank(spec) + 2 * spec.state
         return 2 * spec.inner * per_channel + 4 * spec.inner * spec.state
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 def selective_scan(

@@ -2,18 +2,24 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import GatedNorm
-from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.recurrent import (
+    RecurrentMixer,
+    RecurrentState,
+    conv_uniform,
+    empty,
+    entered,
+    step_biases,
+)
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix, short_conv
 from lcm.types import Context, Hidden
 
 
-class Mamba2(nnx.Module):
+class Mamba2(RecurrentMixer):
     """State-space duality (Dao and Gu, arXiv:2405.21060), of H heads with a state `[N, P]` each.
 
         x, b, c = silu(conv(u W_x, u W_bc))        dt = softplus(u W_dt + dt_bias)
@@ -37,10 +43,9 @@ class Mamba2(nnx.Module):
         self.conv_bc = conv_uniform(rngs, spec, spec.conv, 1, shared)
         self.conv_x_bias = conv_uniform(rngs, spec, inner)
         self.conv_bc_bias = conv_uniform(rngs, spec, shared)
-        uniform = lambda a, b: jax.random.uniform(rngs.params(), (spec.heads,), minval=a, maxval=b)  # noqa: E731
-        self.A_log = nnx.Param(jnp.log(uniform(1, 16)))
-        dt = jnp.maximum(jnp.exp(uniform(np.log(1e-3), np.log(1e-1))), 1e-4)
-        self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))  # softplus(dt_bias) = dt
+        A = jax.random.uniform(rngs.params(), (spec.heads,), minval=1, maxval=16)
+        self.A_log = nnx.Param(jnp.log(A))
+        self.dt_bias = step_biases(rngs, spec.heads)
         self.D = nnx.Param(jnp.ones(spec.heads))
         self.norm = GatedNorm(inner, spec.norm_eps, spec.groups)
         self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
@@ -89,10 +94,6 @@ class Mamba2(nnx.Module):
         return empty(batch, (spec.heads, spec.state, spec.head_size), _channels(spec), spec.conv)
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections, and to write and read the state.
 
@@ -100,11 +101,6 @@ class Mamba2(nnx.Module):
         """
         inner, shared = _channels(spec)
         return 2 * spec.width * (3 * inner + shared + spec.heads) + 4 * inner * spec.state
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 def _channels(spec: LayerSpec) -> tuple[int, int]:

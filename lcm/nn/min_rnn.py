@@ -8,13 +8,13 @@ from flax import nnx
 
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.dense import dense, matrix
-from lcm.nn.recurrent import RecurrentState, empty, entered
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag
 from lcm.types import Array, Context, Hidden
 
 
-class MinRNN(nnx.Module):
+class MinRNN(RecurrentMixer):
     """What the two share (Feng et al., arXiv:2410.01201), of E = expand D channels.
 
         h_t = keep_t h_{t-1} + write_t g(x W_h)        out = h W_out
@@ -59,19 +59,10 @@ class MinRNN(nnx.Module):
         """The empty state, float32 whatever the dtype of caches, for any length."""
         return empty(batch, (spec.inner,), (), 1)
 
-    @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
     @classmethod
     def flops(cls, spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: candidate, gates and output."""
         return 2 * spec.inner * spec.width * (2 + len(cls.gates))
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 class MinGRU(MinRNN):

@@ -23,9 +23,12 @@ class RMSNorm(nnx.Module):
 
 
 class CentredNorm(nnx.Module):
-    """`(x - mean(x)) / std(x) * scale` in float32: LayerNorm without a bias, as in MPT."""
+    """`(x - mean(x)) / std(x) * scale` in float32: LayerNorm without a bias, as in MPT.
 
-    def __init__(self, width: int, eps: float):
+    Of a width `(H, P)`, each head's P channels apart: a group norm.
+    """
+
+    def __init__(self, width: int | tuple[int, int], eps: float):
         self.scale = nnx.Param(jnp.ones(width))
         self.eps = eps
 

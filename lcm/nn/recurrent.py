@@ -5,11 +5,25 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import boundaries
 from lcm.types import Array, Context
+
+
+class RecurrentMixer(nnx.Module):
+    """A mixer whose state has one size at any length: it keeps no token apart."""
+
+    @staticmethod
+    def whole(spec: LayerSpec) -> bool:
+        return False
+
+    @staticmethod
+    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
+        """Bytes by which the state grows with a token: none."""
+        return 0
 
 
 @jax.tree_util.register_dataclass
@@ -93,3 +107,11 @@ def conv_uniform(rngs: nnx.Rngs, spec: LayerSpec, *shape: int) -> nnx.Param:
     """Taps or biases of a convolution, within 1 / sqrt(W) of 0."""
     most = spec.conv**-0.5
     return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-most, maxval=most))
+
+
+def step_biases(rngs: nnx.Rngs, count: int) -> nnx.Param:
+    """Biases whose softplus, the time step dt of Mamba, is log-uniform from 0.001 to 0.1."""
+    low, high = np.log(1e-3), np.log(1e-1)
+    dt = jnp.exp(jax.random.uniform(rngs.params(), (count,), minval=low, maxval=high))
+    dt = jnp.maximum(dt, 1e-4)
+    return nnx.Param(dt + jnp.log(-jnp.expm1(-dt)))

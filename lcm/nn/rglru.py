@@ -6,7 +6,7 @@ from flax import nnx
 
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.dense import dense, matrix
-from lcm.nn.recurrent import RecurrentState, empty, entered
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag, short_conv
 from lcm.types import Array, Context, Hidden
@@ -15,7 +15,7 @@ SHARPNESS = 8.0  # c of the paper
 STEEPEST = 1000.0  # largest gradient of the square root
 
 
-class RGLRU(nnx.Module):
+class RGLRU(RecurrentMixer):
     """The block of Griffin and Hawk (De et al., arXiv:2402.19427), of M = expand D channels.
 
     x = conv(u W_x)            r, i = sigmoid(x W_r), sigmoid(x W_i)       H blocks of M / H
@@ -82,18 +82,9 @@ class RGLRU(nnx.Module):
         return empty(batch, (spec.inner,), (spec.inner,), spec.conv)
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections and gates."""
         return 2 * spec.inner * (3 * spec.width + 2 * spec.head_size)
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
 
 
 def _blocks(rngs: nnx.Rngs, spec: LayerSpec) -> nnx.Param:

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from lcm.nn.dense import dense, matrix
-from lcm.nn.recurrent import RecurrentState, conv_uniform, empty, entered
+from lcm.nn.norm import CentredNorm
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import short_conv
 from lcm.types import Array, Context, Hidden
@@ -14,7 +15,7 @@ from lcm.types import Array, Context, Hidden
 NEVER = -1e30  # the running maximum before the first token
 
 
-class SLSTM(nnx.Module):
+class SLSTM(RecurrentMixer):
     """Scalar memories of H heads of P (Beck et al., arXiv:2405.04517, section 2.2), E = H P =
     expand D channels.
 
@@ -40,7 +41,7 @@ class SLSTM(nnx.Module):
         place = np.arange(size) / max(size - 1, 1)
         forget = jnp.asarray(5 - 12 * place**0.3, jnp.float32)
         self.head_gates_bias = nnx.Param(jnp.zeros((4, heads, size)).at[1].set(forget))
-        self.head_norm = HeadNorm(heads, size, spec.norm_eps)
+        self.head_norm = CentredNorm((heads, size), spec.norm_eps)
         self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
 
     def __call__(
@@ -81,30 +82,9 @@ class SLSTM(nnx.Module):
         return empty(batch, dict.fromkeys("chmn", shape), (spec.inner,), spec.conv)
 
     @staticmethod
-    def whole(spec: LayerSpec) -> bool:
-        return False
-
-    @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections, and gates of input and state."""
         return 2 * spec.inner * (2 * spec.width + 8 * spec.head_size)
-
-    @staticmethod
-    def state_bytes(spec: LayerSpec, itemsize: int) -> int:
-        """Bytes by which the state grows with a token: none."""
-        return 0
-
-
-class HeadNorm(nnx.Module):
-    """`(h - mean(h)) / std(h) * scale` of each head, float32: a group norm without a bias."""
-
-    def __init__(self, heads: int, size: int, eps: float):
-        self.scale, self.eps = nnx.Param(jnp.ones((heads, size))), eps
-
-    def __call__(self, h: Array) -> Array:
-        centred = h - h.mean(-1, keepdims=True)
-        squares = (centred * centred).mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt(squares + self.eps) * self.scale[...]
 
 
 def _memories(
