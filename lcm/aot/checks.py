@@ -4,19 +4,18 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import Mesh
 
 from lcm import models
 from lcm.aot import flops, hlo
-from lcm.aot.steps import Built
+from lcm.aot.program import Program
 
 WIDE_SHARE = 0.02  # of a program's FLOPs that may be of float32 products, where it is not one
 
 
-def findings(cfg: Any, mesh: Mesh, built: Built, module: hlo.Module) -> Iterator[str]:
+def findings(cfg: Any, mesh: Mesh, program: Program, module: hlo.Module) -> Iterator[str]:
     """What is wrong with a program, as `name: what`."""
     spec = models.spec(cfg)
     yield from stacked_gathers(module, {spec.count(i) for i in range(len(spec.layers))} - {0, 1})
@@ -24,9 +23,7 @@ def findings(cfg: Any, mesh: Mesh, built: Built, module: hlo.Module) -> Iterator
     if length not in _widths(spec):  # else an axis of that size may be one of channels
         yield from square_arrays(module, length)
     if spec.dtype != jnp.float32:
-        with jax.set_mesh(mesh):
-            jaxpr = jax.make_jaxpr(built.fn)(*built.args).jaxpr
-        yield from wide_products(jaxpr)
+        yield from wide_products(program.jaxpr)
 
 
 def _widths(spec: models.ModelSpec) -> set[int]:

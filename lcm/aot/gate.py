@@ -53,6 +53,11 @@ class Report:
     def sent(self) -> int:
         return sum(each.bytes for each in self.collectives.values())
 
+    @property
+    def axes(self) -> str:
+        """The mesh as `--mesh` takes it."""
+        return ",".join(f"{axis}={size}" for axis, size in self.mesh.items()) or "-"
+
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -88,7 +93,7 @@ def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
         accessed=totals.accessed,
         cycles=totals.cycles,
         seconds=program.seconds,
-        findings=tuple(findings(cfg, mesh, built, module)),
+        findings=tuple(findings(cfg, mesh, program, module)),
         bound=bound(kind, program.work.flops / mesh.size, totals.accessed, totals.sent),
     )
 
@@ -101,9 +106,7 @@ def parts(cfg: Any, step: str, tokens: int) -> dict[str, float]:
     seen = 2 * length if step == "decode" else length
     found: dict[str, float] = {}
     for i, layer in enumerate(spec.layers):
-        mlp = 2 * nn.MLPS[layer.mlp].matrices * layer.width * layer.hidden
-        mixer = nn.MIXERS[layer.mixer].flops(layer, seen)
-        for part, flops in ((layer.mixer, mixer), ("mlp", mlp)):
+        for part, flops in nn.flops_by_part(layer, seen).items():
             found[part] = found.get(part, 0) + passes * tokens * spec.count(i) * flops
     if step != "prefill":  # whose logits nobody needs
         found["logits"] = passes * tokens * 2 * spec.width * spec.vocab
@@ -182,10 +185,8 @@ def budget_file(spec: str) -> pathlib.Path:
 
 
 def budget_key(spec: str, report: Report) -> str:
-    mesh = ",".join(f"{axis}={size}" for axis, size in report.mesh.items())
-    return " ".join(
-        [spec.partition(":")[2] or "-", report.topology, mesh or "-", report.remat, report.step]
-    )
+    argument = spec.partition(":")[2] or "-"
+    return f"{argument} {report.topology} {report.axes} {report.remat} {report.step}"
 
 
 def record(spec: str, reports: list[Report]) -> pathlib.Path:
@@ -263,8 +264,7 @@ def run(args: Any, overrides: list[str]) -> int:
     for step in wanted:
         reports.append(measure(cfg, step, args.topology, mesh))
         print(text(reports[-1]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps([r.as_dict() for r in reports], indent=2) + "\n")
+    _write(args.json, reports)
     if args.record:
         print(f"wrote {record(args.config, reports)}")
     if args.check:
@@ -289,15 +289,18 @@ def _sweep(cfg: Any, args: Any) -> int:
     print(f"\n{len(best)} of {len(reports)} fit; by the bound of a step:")
     for report in best:
         print(_line(report))
-    if args.json:
-        args.json.write_text(json.dumps([r.as_dict() for r in best], indent=2) + "\n")
+    _write(args.json, best)
     return 0
 
 
+def _write(file: pathlib.Path | None, reports: list[Report]) -> None:
+    if file:
+        file.write_text(json.dumps([r.as_dict() for r in reports], indent=2) + "\n")
+
+
 def _line(report: Report) -> str:
-    mesh = ",".join(f"{axis}={size}" for axis, size in report.mesh.items())
     return (
-        f"{mesh:32} remat {report.remat:5} {report.memory / GIB:7.2f} GiB "
+        f"{report.axes:32} remat {report.remat:5} {report.memory / GIB:7.2f} GiB "
         f"{'fits' if report.fits else 'too much':8} {1e3 * report.bound.seconds:9.1f} ms by "
         f"{report.bound.bottleneck}"
     )

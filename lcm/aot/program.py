@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm.aot import flops
@@ -23,6 +24,7 @@ class Program(NamedTuple):
     work: FLOPs counted in the jaxpr, loops as often as they run.
     compiled: the executable, for `as_text()`, its HLO, and XLA's own `cost_analysis()`.
     seconds: compilation took.
+    jaxpr: what was traced.
     """
 
     topology: str
@@ -34,6 +36,7 @@ class Program(NamedTuple):
     work: Work
     compiled: jax.stages.Compiled
     seconds: float
+    jaxpr: core.Jaxpr
 
     @property
     def memory(self) -> int:
@@ -88,6 +91,7 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
         flops.of(traced.jaxpr.jaxpr),
         compiled,
         seconds,
+        traced.jaxpr.jaxpr,
     )
 
 

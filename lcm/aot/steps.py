@@ -39,14 +39,16 @@ def train(cfg: Any, mesh: Mesh) -> Built:
     step = training.make_step(models.spec(cfg), training.optimizer(cfg.train), cfg)
     span = positions.make_placement(cfg.train.placement).span
     rows, length = cfg.train.batch, cfg.data.length * span
-    ids, weights = (_rows(mesh, (rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
+    at, shape = parallel.batch_sharding(mesh), (rows, length)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=at)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at)
     batch = Batch(ids, ids, Context(ids, ids, ids), weights)
     options = {"donate_argnums": 0, "out_shardings": (layout, None)}
     return Built(step, (state, batch), options, rows * length)
 
 
 def prefill(cfg: Any, mesh: Mesh) -> Built:
-    """A chunk of `data.length` prompt tokens into empty caches, a row to each data shard."""
+    """The first of `data.length` prompt tokens into empty caches, a row to each data shard."""
     return _serving(cfg, mesh, min(CHUNK, cfg.data.length), logits=False)
 
 
@@ -78,25 +80,20 @@ def _serving(cfg: Any, mesh: Mesh, length: int, logits: bool) -> Built:
     )
     state = jax.eval_shape(lambda: decoder.init_state(spec, rows, cfg.data.length))
     state = jax.tree.map(lambda leaf: _cache(mesh, leaf, rows), state)
-    ids = _rows(mesh, (rows, length), jnp.int32, sequence=None)
+    at = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=at)
     return Built(
         step, (params, state, ids, Context(ids, ids, ids)), {"donate_argnums": 1}, rows * length
     )
 
 
-def _rows(mesh: Mesh, shape: tuple, dtype: Any, sequence: Any = "context") -> Any:
-    spec = PartitionSpec(("data", "fsdp"), sequence)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-
 def _cache(mesh: Mesh, leaf: Any, rows: int) -> Any:
-    """State with its rows over data and fsdp, and heads, which follow them, over tensor."""
-    axes: list[Any] = [None] * leaf.ndim
-    for axis, size in enumerate(leaf.shape[:2]):
-        if size == rows and (axis == 1 or leaf.ndim == 1):
-            axes[axis] = ("data", "fsdp")
-            if leaf.ndim > axis + 2 and leaf.shape[axis + 1] % mesh.shape["tensor"] == 0:
-                axes[axis + 1] = "tensor"
-            break
-    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    """State with its rows over data and fsdp, and heads, which follow them, over tensor.
+
+    Rows are the axis behind that of layers, or the only one.
+    """
+    stacked, heads = leaf.ndim > 1, leaf.ndim > 3 and leaf.shape[2] % mesh.shape["tensor"] == 0
+    axes = [None] * stacked + [("data", "fsdp")] + ["tensor"] * heads
+    spec = PartitionSpec(*axes) if leaf.shape[stacked : stacked + 1] == (rows,) else PartitionSpec()
+    sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
-from lcm.models import decoder
+from lcm.models import decoder, default_context
 from lcm.models.encoder import layer
 from lcm.models.spec import ModelSpec
-from lcm.types import Array, Context, Hidden, Logits, Tokens
+from lcm.types import Array, Hidden, Logits, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +124,7 @@ def _layers(
         vectors_BPKD, maps = prefix
         places = vectors_BPKD.shape[1]
         tokens_BL = jnp.pad(tokens_BL, ((0, 0), (places, 0)))
-    index_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
-    positions_BL = jnp.broadcast_to(index_L, tokens_BL.shape)
-    context = Context(positions_BL, jnp.ones_like(positions_BL), jnp.full_like(positions_BL, -1))
+    context = default_context(tokens_BL.shape)
     shared = decoder.prepared(spec, params.get("positions", {}))
     x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
     if places:

@@ -3,13 +3,21 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from lcm.errors import ConfigError
-from lcm.models import decoder
+from lcm.models import decoder, default_context
 from lcm.models.spec import ModelSpec
 from lcm.nn.orders import grid_orders, reordered, reordered_context, restored
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden, Tokens
+
+
+def rows(tokens_BL: Tokens, count_B: Array, start: Array | int = 0) -> Context:
+    """`default_context` of rows of which `count_B` tokens are there, padding behind them."""
+    plain = default_context(tokens_BL.shape, start)
+    there_BL = jnp.arange(tokens_BL.shape[1]) < count_B[:, None]
+    return plain._replace(segments_BL=there_BL.astype(jnp.int32))
 
 
 def encode_tokens(

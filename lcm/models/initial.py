@@ -35,8 +35,9 @@ def passed(state: State) -> State:
 
 def fitted(state: State) -> Fit:
     """Moments of final states over rows and the numbers of a head (fitted noise, section 4)."""
-    arrays = _memories(state)
-    return Fit(*(jax.tree.map(moment, arrays) for moment in (_mean, _std)))
+    numbers = jax.tree.map(_by_head, _memories(state))
+    mean = jax.tree.map(lambda x: x.mean((1, 3)), numbers)
+    return Fit(mean, jax.tree.map(lambda x: x.std((1, 3)), numbers))
 
 
 def drawn(key: jax.Array, fit: Fit, state: State, segment: int = 1) -> State:
@@ -49,9 +50,9 @@ def drawn(key: jax.Array, fit: Fit, state: State, segment: int = 1) -> State:
     keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
 
     def draw(key: jax.Array, mean: Array, std: Array, x: Array) -> Array:
-        wide = (*mean.shape[:1], 1, *mean.shape[1:], *[1] * (x.ndim - mean.ndim - 1))
-        normal = jax.random.normal(key, x.shape, x.dtype)
-        return mean.reshape(wide) + std.reshape(wide) * normal
+        normal = _by_head(jax.random.normal(key, x.shape, x.dtype))
+        own = mean[:, None, :, None] + std[:, None, :, None] * normal
+        return own.reshape(x.shape)
 
     memories = jax.tree.map(draw, keys, fit.mean, fit.std, like)
     return _with(state, memories, segment)
@@ -73,7 +74,7 @@ def normalised(state: State, most: Any) -> State:
     def shrink(x: Array, most: Array) -> Array:
         norm = _norm(x)
         share = jnp.minimum(1.0, most / jnp.maximum(norm, jnp.finfo(x.dtype).tiny))
-        return x * share.reshape(*share.shape, *[1] * (x.ndim - share.ndim))
+        return (_by_head(x) * share[..., None]).reshape(x.shape)
 
     return _with(state, jax.tree.map(shrink, _memories(state), most))
 
@@ -95,21 +96,11 @@ def _with(state: State, memories: list[Any], segment: int | None = None) -> Stat
     return State(state.used_B, tuple(map(change, state.layers)))
 
 
-def _inside(x: Array) -> tuple[int, ...]:
-    """The axes of one head's numbers in `[n, B, H, ...]`, or of a layer's in `[n, B, M]`."""
-    return tuple(range(2 if x.ndim == 3 else 3, x.ndim))
-
-
-def _mean(x: Array) -> Array:
-    found = x.mean((1, *_inside(x)))
-    return found[:, None] if x.ndim == 3 else found
-
-
-def _std(x: Array) -> Array:
-    found = x.std((1, *_inside(x)))
-    return found[:, None] if x.ndim == 3 else found
+def _by_head(x: Array) -> Array:
+    """Numbers of each head, `[n, B, H, -1]`; those of a layer without heads as of one."""
+    heads = 1 if x.ndim == 3 else x.shape[2]
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
 def _norm(x: Array) -> Array:
-    found = jnp.sqrt((x * x).sum(_inside(x)))
-    return found[..., None] if x.ndim == 3 else found
+    return jnp.sqrt((_by_head(x) ** 2).sum(-1))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from lcm.errors import ConfigError
 from lcm.models import decoder
-from lcm.models.encoder import encode_tokens
+from lcm.models.encoder import encode_tokens, rows
 from lcm.models.spec import ModelSpec
 from lcm.ops.contrastive import info_nce, unit
-from lcm.types import Array, Context, Tokens
+from lcm.types import Array, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,8 @@ class RetrieverSpec:
 
 def embed(spec: RetrieverSpec, params: decoder.Params, tokens_BL: Tokens, count_B: Array) -> Array:
     """Unit vectors of rows whose last of `count_B` tokens (1 or more) is EOS, float32 `[B, D]`."""
-    length = tokens_BL.shape[1]
-    positions_BL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens_BL.shape)
-    segments_BL = (positions_BL < count_B[:, None]).astype(jnp.int32)
-    context = Context(positions_BL, segments_BL, jnp.full_like(segments_BL, -1))
-    grid = (length,) if spec.both_directions else ()
-    x_BLD = encode_tokens(spec.encoder, params, tokens_BL, context, grid)
+    grid = (tokens_BL.shape[1],) if spec.both_directions else ()
+    x_BLD = encode_tokens(spec.encoder, params, tokens_BL, rows(tokens_BL, count_B), grid)
     return unit(x_BLD[jnp.arange(len(x_BLD)), count_B - 1])
 
 
@@ -56,7 +52,7 @@ def loss(
     hard: tuple[Tokens, Array] | None = None,
 ) -> Array:
     """InfoNCE of each query, `[B]`: rows and counts, hard negatives as `[B, M, L]` and `[B, M]`."""
-    q_BD, p_BD = (embed(spec, params, *rows) for rows in (queries, passages))
+    q_BD, p_BD = (embed(spec, params, *texts) for texts in (queries, passages))
     if hard is None:
         return info_nce(q_BD, p_BD, temperature=spec.temperature)
     tokens_BML, count_BM = hard

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 
 from lcm.errors import ConfigError
 from lcm.models import decoder
-from lcm.models.encoder import encode_tokens
+from lcm.models.encoder import encode_tokens, rows
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import functional
 from lcm.nn.joint import JOINTS
 from lcm.ops.transducer import BLANK, transducer_loss
-from lcm.types import Array, Context, Tokens
+from lcm.types import Array, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +112,8 @@ def predicted(
     state: decoder.State,
 ) -> tuple[Array, decoder.State]:
     """The prediction network one label further, `[B, D]`; rows not `there` stay where they are."""
-    context = rows(label_B[:, None], there_B.astype(jnp.int32), state.used_B)
+    context = rows(label_B[:, None], there_B.astype(jnp.int32), state.used_B[:, None])
     g_BLD, state = decoder.hidden(
         spec.prediction, params["prediction"], label_B[:, None], context, state
     )
     return g_BLD[:, 0], state
-
-
-def rows(tokens_BL: Array, count_B: Array, start_B: Array | int = 0) -> Context:
-    """The context of rows of one document each, of which `count_B` tokens are there."""
-    index_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
-    start_B1 = jnp.broadcast_to(jnp.asarray(start_B, jnp.int32), count_B.shape)[:, None]
-    segments_BL = (index_L < count_B[:, None]).astype(jnp.int32)
-    return Context(start_B1 + index_L, segments_BL, jnp.full_like(segments_BL, -1))

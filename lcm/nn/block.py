@@ -104,5 +104,10 @@ def whole(spec: LayerSpec) -> bool:
 
 def flops(spec: LayerSpec, length: int) -> float:
     """Matmul FLOPs of one token's forward pass through one layer, mean over `length` tokens."""
+    return sum(flops_by_part(spec, length).values())
+
+
+def flops_by_part(spec: LayerSpec, length: int) -> dict[str, float]:
+    """Those of the mixer, by its name, and of the MLP."""
     mlp = 2 * MLPS[spec.mlp].matrices * spec.width * spec.hidden
-    return MIXERS[spec.mixer].flops(spec, length) + mlp
+    return {spec.mixer: MIXERS[spec.mixer].flops(spec, length), "mlp": mlp}

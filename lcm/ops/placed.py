@@ -1,4 +1,4 @@
-"""Where activations lie on the mesh, for what XLA would otherwise have to guess."""
+"""The mesh in use, and where activations lie on it where XLA would otherwise have to guess."""
 
 import math
 
@@ -7,8 +7,20 @@ from jax.sharding import PartitionSpec
 
 from lcm.types import Hidden
 
+CONTEXT = "context"  # the axis of a mesh that sequences are cut over
 # Logical axes of activations, and the axes of a mesh, as `lcm.parallel` names them, they lie on.
-RULES = {"rows": ("data", "fsdp"), "tokens": ("context",), "width": ()}
+RULES = {"rows": ("data", "fsdp"), "tokens": (CONTEXT,), "width": ()}
+
+
+def axes_in_use() -> dict[str, int]:
+    """Axes of the mesh in use and their sizes, without those that a `shard_map` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def shards() -> int:
+    """Devices along `context` of the mesh in use, 1 inside of a `shard_map` over it."""
+    return axes_in_use().get(CONTEXT, 1)
 
 
 def placed(x: Hidden, *names: str) -> Hidden:
@@ -17,8 +29,7 @@ def placed(x: Hidden, *names: str) -> Hidden:
     An axis that the mesh does not divide stays with XLA. Without this, XLA may take the layout of
     a layer's weights for its input: with `fsdp`, cut by width and with all rows everywhere.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {name: n for name, n in mesh.shape.items() if name not in mesh.manual_axes}
+    free = axes_in_use()
     spec, known = [], False
     for size, name in zip(x.shape, names, strict=True):
         axes = tuple(axis for axis in RULES[name] if axis in free)

@@ -1,11 +1,12 @@
 """The mesh and where things lie on it."""
 
 from lcm.parallel.context import arranged, order
-from lcm.parallel.mesh import AXES, batch_sharding, make, put
+from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, put
 from lcm.parallel.rules import RULES, path, shardings
 
 __all__ = [
     "AXES",
+    "BATCH",
     "RULES",
     "arranged",
     "batch_sharding",

@@ -7,7 +7,7 @@ import numpy as np
 
 from lcm import models
 from lcm.errors import ConfigError
-from lcm.ops.attention.spread import CONTEXT, shards
+from lcm.ops.placed import CONTEXT, shards
 from lcm.positions import PositionEncoding
 from lcm.types import Batch
 

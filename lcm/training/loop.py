@@ -182,8 +182,6 @@ def _batches(cfg: ConfigDict) -> Any:
         length=cfg.data.length * positions.make_placement(cfg.train.placement).span,
         batch_size=cfg.train.batch,
         seed=cfg.seed,
-        process_index=0,
-        process_count=1,
     )
 
 

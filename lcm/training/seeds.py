@@ -152,7 +152,8 @@ def _compiled(spec: ModelSpec, key: str) -> Callable[[TrainState, Batch, jax.Arr
     train, length = json.loads(key)
     placement = positions.make_placement(train["placement"])
     train["placement"] = positions.placement_config("plain")  # the step's has one seed for all
-    cfg = ConfigDict({"train": train, "data": {"length": length}, "seed": 0})
+    mesh = {"order": "plain"}  # all seeds are on one device
+    cfg = ConfigDict({"train": train, "data": {"length": length}, "mesh": mesh, "seed": 0})
     step = make_step(spec, optimizer(cfg.train), cfg)
 
     def one(state: TrainState, batch: Batch, draws: jax.Array) -> tuple[TrainState, Any]:

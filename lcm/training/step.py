@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from lcm import parallel, positions
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
+from lcm.ops.placed import axes_in_use
 from lcm.types import Array, Batch
 
 Metrics = dict[str, Array]
@@ -95,13 +96,11 @@ def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tu
     once more for their gradient, so that they are never all there. The output matrix is gathered
     once for all pieces, and so is its gradient summed.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = [axis for axis in ("data", "fsdp") if axis in mesh.shape]
-    sequence = [axis for axis in ("context",) if axis in mesh.shape]
-    shards = math.prod(mesh.shape[axis] for axis in (*rows, *sequence))
-    held = LOGITS * mesh.shape.get("tensor", 1)
+    axes = axes_in_use()
+    cut = [axis for axis in ("data", "fsdp", "context") if axis in axes]
+    shards = math.prod(axes[axis] for axis in cut)
     own = targets_BL.size // shards
-    pieces = -(-own * spec.vocab // held)
+    pieces = -(-own * spec.vocab // (LOGITS * axes.get("tensor", 1)))
     if pieces == 1:
         return _score(spec, params, x_BLD, targets_BL)
     pieces = next(n for n in range(min(pieces, own), own + 1) if own % n == 0)
@@ -110,12 +109,11 @@ def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tu
     inside = partial(_in_pieces, spec, pieces)
     if shards == 1:
         return inside(output, x_BLD, targets_BL)
-    lies = PartitionSpec(tuple(rows), *sequence)
     return jax.shard_map(
         inside,
-        in_specs=(PartitionSpec(), lies, lies),
-        out_specs=(lies, lies),
-        axis_names={*rows, *sequence},
+        in_specs=(PartitionSpec(), parallel.BATCH, parallel.BATCH),
+        out_specs=(parallel.BATCH, parallel.BATCH),
+        axis_names=set(cut),
         check_vma=False,
     )(output, x_BLD, targets_BL)
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from lcm.ops.attention.part import Part, Partial
 from lcm.ops.attention.score import ScoreMod
+from lcm.ops.placed import axes_in_use
 from lcm.types import Array, Context, Values
 
 # Axes of a mesh, as `lcm.parallel` names them, that rows and heads lie on.
@@ -79,12 +80,6 @@ class Later:
 
     def __call__(self, score: Array, q_pos: Array, k_pos: Array, head: Array) -> Array:
         return self.mod(score, q_pos, k_pos, head + self.first)
-
-
-def axes_in_use() -> dict[str, int]:
-    """Axes of the mesh in use and their sizes, without those that a `shard_map` has taken."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
 
 
 def _map_heads(part: Part, cells: PartitionSpec) -> PartitionSpec:

@@ -31,10 +31,10 @@ from jax.sharding import PartitionSpec
 
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.score import Leaves, split
-from lcm.ops.attention.sharded import HEADS, Later, axes_in_use, axes_of_rows, cut_of_heads
+from lcm.ops.attention.sharded import HEADS, Later, axes_of_rows, cut_of_heads
+from lcm.ops.placed import CONTEXT, axes_in_use, shards
 from lcm.types import Array, Context, Values
 
-CONTEXT = "context"
 METHODS = ("auto", "gather", "ring", "ulysses")
 ORDERS = ("plain", "zigzag", "striped")
 
@@ -67,11 +67,6 @@ class Spread:
 
 Run = Callable[[tuple[Part, ...], Array, Context, Context, float], Partial]
 Known = Callable[[tuple[Part, ...], Array, Context, Context, float, Partial], Partial]
-
-
-def shards() -> int:
-    """Devices along `context` of the mesh in use, 1 inside of a `shard_map` over it."""
-    return axes_in_use().get(CONTEXT, 1)
 
 
 def applies(parts: tuple[Part, ...], slots: int) -> bool:

@@ -15,20 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lcm.ops.placed import CONTEXT, shards
 from lcm.ops.recurrence import convolution, diagonal, matrix
 from lcm.ops.recurrence.reference import Erase, by_head
 from lcm.types import Array
 
-CONTEXT = "context"
 _TOKENS, _WHOLE = PartitionSpec(None, CONTEXT), PartitionSpec()
 
 
 def _shards(length: int) -> int:
     """Over how many devices tokens lie, 1 where the axis does not divide them, as one token."""
-    mesh = jax.sharding.get_abstract_mesh()
-    taken = CONTEXT in mesh.manual_axes
-    count = 1 if taken else dict(mesh.shape).get(CONTEXT, 1)
-    return count if length % count == 0 else 1
+    return shards() if length % shards() == 0 else 1
 
 
 def op_diag(
@@ -54,7 +51,7 @@ def op_diag(
         entered, last = _folded(lambda T, h: T * h, at, h0, whole, last)
         return h + decay * entered[:, None], last
 
-    return _over(own, count, (a, b, reset_BL), h0, 1)
+    return _over(own, count, (a, b, reset_BL), h0)
 
 
 def op_matrix(
@@ -87,7 +84,7 @@ def op_matrix(
         return (y.astype(jnp.float32) + read(entered)).astype(y.dtype), last
 
     moving = q_BLGN, k_BLGN, v_BLHP, log_decay, erase, reset_BL
-    return _over(own, count, moving, S0_BHNP.astype(jnp.float32), 1)
+    return _over(own, count, moving, S0_BHNP.astype(jnp.float32))
 
 
 def short_conv(
@@ -112,7 +109,7 @@ def short_conv(
         y, _ = convolution.short_conv(x, w, bias, entered, reset, there)
         return y, last.astype(tail.dtype)
 
-    return _over(own, count, (x_BLC, reset_BL, there_BL), (w_WC, bias_C, tail_BWC), 1)
+    return _over(own, count, (x_BLC, reset_BL, there_BL), (w_WC, bias_C, tail_BWC))
 
 
 # Documented where they are defined.
@@ -121,7 +118,7 @@ op_matrix.__doc__ = matrix.op_matrix.__doc__
 short_conv.__doc__ = convolution.short_conv.__doc__
 
 
-def _over(own: Callable, count: int, moving: Any, fixed: Any, out: int) -> Any:
+def _over(own: Callable, count: int, moving: Any, fixed: Any) -> Any:
     """`own(number of the shard, moving, fixed) -> (outputs, last state)` on each device.
 
     Other axes of the mesh stay with XLA, which cuts rows and channels as it does elsewhere. The
@@ -142,7 +139,7 @@ def _folded(
     step: Callable[[Any, Array], Array], at: Array, first: Array, T: Any, S: Array
 ) -> tuple[Array, Array]:
     """The state that enters the shard, and that after the last one; `S' = step(T, S) + S_0`."""
-    shards = jax.tree.map(lambda x: jax.lax.all_gather(x, CONTEXT), (T, S))
+    every = jax.tree.map(lambda x: jax.lax.all_gather(x, CONTEXT), (T, S))
 
     def fold(carry: tuple, xs: tuple) -> tuple[tuple, None]:
         state, entered = carry
@@ -150,8 +147,8 @@ def _folded(
         entered = jnp.where(number == at[0], state, entered)
         return (step(T, state) + S, entered), None
 
-    numbers = jnp.arange(shards[1].shape[0], dtype=jnp.int32)
-    (last, entered), _ = jax.lax.scan(fold, (first, jnp.zeros_like(first)), (numbers, shards))
+    numbers = jnp.arange(every[1].shape[0], dtype=jnp.int32)
+    (last, entered), _ = jax.lax.scan(fold, (first, jnp.zeros_like(first)), (numbers, every))
     return entered, last
 
 

@@ -24,7 +24,8 @@ from lcm.ops.attention.decode.rotation import Rotation
 from lcm.ops.attention.mask import Mask
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
-from lcm.ops.attention.sharded import HEADS, Later, axes_in_use, axes_of_rows, cut_of_heads
+from lcm.ops.attention.sharded import HEADS, Later, axes_of_rows, cut_of_heads
+from lcm.ops.placed import axes_in_use
 from lcm.types import Array, Queries
 
 Decode = Callable[[Queries, Cache, Mask, ScoreMod | None, Rotation | None, float], Partial]
