@@ -20,6 +20,7 @@ Params = dict[str, Any]
 # Rounds written out where unroll is 0, on a CPU: compilation grows with them.
 MOST_UNROLLED = 16
 RESIDUAL = "residual"
+HANDED = "handed on"
 
 
 class State(NamedTuple):
@@ -82,6 +83,8 @@ def hidden(
     shared = prepared(spec, params.get("positions", {}))
     x_BLD = _residual(embedded(spec, params, tokens_BL, context, shared))
     states = tuple(None for _ in spec.layers) if state is None else state.layers
+    handed = _handed_on(spec, params["layers"], x_BLD, context, states)
+    shared = {**shared, HANDED: handed}
     x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
     x_BLD = final_norm(spec, params, x_BLD)
     if state is None:
@@ -129,6 +132,24 @@ def init_state(
     return State(jnp.zeros(batch, jnp.int32), layers)
 
 
+def _handed_on(
+    spec: ModelSpec, layers: Params, x_BLD: Hidden, context: Context, states: tuple
+) -> dict[str, Array]:
+    """What a first layer of RWKV-7 hands on to all: its values, which for that are made twice."""
+    first = spec.layers[0]
+    if not hasattr(nn.MIXERS[first.mixer], "first_values"):
+        return {}
+    of_first = lambda stacked: jax.tree.map(lambda leaf: leaf[0], stacked)  # noqa: E731
+    own, state = (x[0] if isinstance(x, list) else of_first(x) for x in (layers["0"], states[0]))
+    values = block(first).apply(own, x_BLD, context, state, method="first_values")
+    return {"values": values}
+
+
+def _own(spec: ModelSpec, shared: Params, kind: int) -> Params:
+    """What layers of a kind are given besides their own parameters."""
+    return {**shared.get(own_encoding(spec, kind), {}), **shared.get(HANDED, {})}
+
+
 def unstacked(stacked: Any) -> list[Any]:
     """The layers of a kind, or their states, one by one instead of along a leading axis.
 
@@ -161,7 +182,7 @@ def _layers(
         after = []
         for i in kinds:
             run = _remat(spec, block(spec.layers[i]).apply)
-            own = shared.get(own_encoding(spec, i), {})
+            own = _own(spec, shared, i)
             x_BLD, state = run(layers[i], x_BLD, context, states[i], own)
             x_BLD = _residual(x_BLD)
             after.append(state)
@@ -189,7 +210,7 @@ def _written_out(
     after: tuple[list, ...] = tuple([] for _ in spec.layers)
     for n in range(spec.depth):
         kind, at = n % len(spec.layers), n // len(spec.layers)
-        own = shared.get(own_encoding(spec, kind), {})
+        own = _own(spec, shared, kind)
         state = None if states[kind] is None else states[kind][at]
         arguments = params[str(kind)][at], x_BLD, context, state, own
         x_BLD, state = _layer(spec.layers[kind], *arguments)

@@ -12,18 +12,22 @@ from lcm.nn.lru import LRU
 from lcm.nn.lstm import LSTM
 from lcm.nn.mamba1 import Mamba1
 from lcm.nn.mamba2 import Mamba2
+from lcm.nn.mamba3 import Mamba3
 from lcm.nn.min_rnn import MinGRU, MinLSTM
 from lcm.nn.mlp import MLPS, NoMLP
 from lcm.nn.mlstm import MLSTM
 from lcm.nn.norm import NORMS
 from lcm.nn.retention import LinearAttention, RetNet
 from lcm.nn.rglru import RGLRU
+from lcm.nn.rwkv import RWKV6Channels, RWKV7Channels
+from lcm.nn.rwkv6 import RWKV6
+from lcm.nn.rwkv7 import RWKV7
 from lcm.nn.s4d import S4D
 from lcm.nn.s5 import S5
 from lcm.nn.slstm import SLSTM
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
-from lcm.types import Context, Hidden
+from lcm.types import Array, Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
 # is a pytree of its own or None and shared holds parameters of the position encoding, and with the
@@ -35,6 +39,7 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "lstm": LSTM,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
+    "mamba3": Mamba3,
     "min_gru": MinGRU,
     "min_lstm": MinLSTM,
     "rglru": RGLRU,
@@ -45,6 +50,10 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "gated_deltanet": GatedDeltaNet,
     "kda": KDA,
     "mlstm": MLSTM,
+    "rwkv6": RWKV6,
+    "rwkv6_channels": RWKV6Channels,
+    "rwkv7": RWKV7,
+    "rwkv7_channels": RWKV7Channels,
     "s4d": S4D,
     "s5": S5,
     "slstm": SLSTM,
@@ -86,6 +95,10 @@ class Block(nnx.Module):
 
     def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
         return getattr(self, norm)(y_BLD) if hasattr(self, norm) else y_BLD
+
+    def first_values(self, x_BLD: Hidden, context: Context, state: Any) -> Array:
+        """What the mixer of a first layer hands on to those of all layers, if it has such."""
+        return self.mixer.first_values(self.mixer_norm(x_BLD), context, state)
 
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""

@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import boundaries
-from lcm.types import Array, Context
+from lcm.ops.recurrence import boundaries, short_conv
+from lcm.types import Array, Context, Hidden
 
 
 class RecurrentMixer(nnx.Module):
@@ -101,6 +101,14 @@ def entered(
 def _told(state: Any) -> str:
     shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(state))
     return f"{type(state).__name__}({shapes})"
+
+
+def moved(x_BLD: Hidden, tail_B1D: Array, reset_BL: Array, there_BL: Array) -> tuple[Hidden, Array]:
+    """What each token's predecessor in its document has, 0 for the first, and the last one's: the
+    token shift of RWKV (arXiv:2305.13048)."""
+    width = x_BLD.shape[-1]
+    taps_2D = jnp.stack([jnp.ones(width), jnp.zeros(width)])
+    return short_conv(x_BLD, taps_2D, jnp.zeros(width), tail_B1D, reset_BL, there_BL)
 
 
 def conv_uniform(rngs: nnx.Rngs, spec: LayerSpec, *shape: int) -> nnx.Param:

@@ -15,19 +15,21 @@ _CHANNELS = PartitionSpec(None, "tensor")
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedding/table$", PartitionSpec("tensor", "fsdp")),
     (r"head/kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"layers/\w+/mixer/(q|k|v)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mixer/(q|k|v|r|g)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/out$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mlp/(gate|up)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mixer/(q|k|v)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"layers/\w+/mixer/(bc|dt|beta|a|i|f|decay_down|gate_down)$", PartitionSpec(None, "fsdp")),
-    (r"layers/\w+/mixer/(decay_up|gate_up)$", PartitionSpec(None, None, "tensor")),
+    (r"layers/\w+/mixer/(b|bc|c|dt|beta|a|i|f|trap|angle)$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(decay|gate|rate|value|mix)_down$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(decay|gate|rate|value)_up$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(update|forget|admit|candidate)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(gates|recurrent)$", PartitionSpec(None, "fsdp")),  # four to a channel
     (r"layers/\w+/mixer/head_(gates|recurrent)$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(head_)?gates_bias$", PartitionSpec()),
+    (r"layers/\w+/mixer/(mix_\w+|bonus|erase_scale|key_rate|[bc]_bias)$", PartitionSpec()),
     (r"layers/\w+/mixer/(B|C)$", PartitionSpec(None, "fsdp")),
     (r"layers/\w+/mixer/glu$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mixer/\w+_(log|re|im)$", PartitionSpec()),
@@ -37,7 +39,10 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(conv|conv_[xqkv])$", PartitionSpec(None, None, None, "tensor")),
     (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),
     (r"layers/\w+/mixer/a_param$", _CHANNELS),
-    (r"layers/\w+/mixer/(conv_bc|conv_bc_bias|(dt|i|f|decay)_bias|A_log|D)$", PartitionSpec()),
+    (
+        r"layers/\w+/mixer/(conv_bc|conv_bc_bias|(dt|i|f|decay|rate|value)_bias|A_log|D)$",
+        PartitionSpec(),
+    ),
     (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon
     (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
 )

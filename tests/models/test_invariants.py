@@ -68,6 +68,9 @@ VARIANTS = {
     "s4d": ["model.pattern=s4d", "model.recurrence_chunk=5"],
     "s5": ["model.pattern=s5"],
     "slstm": ["model.pattern=slstm"],
+    "mamba-3": ["model.pattern=mamba3", "model.groups=2", "model.heads=4"],
+    "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
+    "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
     "griffin": [
         "model.biases=all",
         "model.depth=3",
@@ -84,7 +87,7 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-VECTORS = "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
+VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
 SHAPES = [("rope", v) for v in ("plain", "mamba-2", *VECTORS, *MATRIX)]
 
 
@@ -94,7 +97,10 @@ def model(request):
     cfg = config.shrink(config.base())
     fields = [f"model.positions.{field}" for field in FIELDS.get(encoding, [])]
     cfg = config.override(cfg, [f"model.positions={encoding}", *fields, *VARIANTS[variant]])
-    return cfg, models.init(cfg, jax.random.key(0))
+    params, noise = models.init(cfg, jax.random.key(0)), jax.random.key(2)
+    # Zeros and ones hide what they multiply.
+    noisy = lambda x: x + 0.05 * jax.random.normal(noise, x.shape)  # noqa: E731
+    return cfg, {**params, "layers": jax.tree.map(noisy, params["layers"])}
 
 
 def tokens(rows: int, length: int = LENGTH, seed: int = 1) -> jax.Array:

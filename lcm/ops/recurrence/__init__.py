@@ -2,6 +2,7 @@
 
     op_diag      h_t = a_t h_{t-1} + b_t, elementwise                       S4D, RG-LRU, Mamba
     op_matrix    S_t = diag(w_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T  Mamba-2, GLA, delta rule
+    op_matrix_before                y_t of S_{t-1}, before it is written    RWKV-6
     short_conv   y_t = sum_j w_j x_{t-W+1+j}, by channel                    what stands before them
 
 Each takes the state before its first token and gives that after its last, float32, so that a
@@ -10,7 +11,8 @@ of what came before reaches it. What leaves a state alone is the caller's to giv
 nothing written. Tokens on several devices, on the mesh axis `context`, are one sequence too.
 """
 
+from lcm.ops.recurrence.before import op_matrix_before
 from lcm.ops.recurrence.documents import boundaries
 from lcm.ops.recurrence.spread import op_diag, op_matrix, short_conv
 
-__all__ = ["boundaries", "op_diag", "op_matrix", "short_conv"]
+__all__ = ["boundaries", "op_diag", "op_matrix", "op_matrix_before", "short_conv"]

@@ -1,0 +1,190 @@
+"""Mamba-3 as a mixer: a trapezoid between tokens, and keys that the input turns."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.errors import ConfigError
+from lcm.nn.dense import dense, matrix
+from lcm.nn.norm import RMSNorm
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered, step_biases
+from lcm.nn.spec import LayerSpec
+from lcm.ops.recurrence import op_diag, op_matrix
+from lcm.types import Array, Context, Hidden
+
+LEAST_DECAY = 1e-4  # of -A
+
+
+class Mamba3(RecurrentMixer):
+    """Mamba-3 (arXiv:2603.15569) with one input and one output, of H heads with a state `[N, P]`.
+
+        dt = softplus(u W_dt + dt_bias),  lam = sigmoid(u W_trap),  A = -max(g(u W_a), 1e-4)
+        phi_t = phi_{t-1} + pi tanh(u W_angle) dt                by head, for some pairs of N
+        k = turn(phi_t)(norm(u W_b) + b_bias),  q = turn(phi_t)(norm(u W_c) + c_bias)
+        S_t = exp(dt A) (S_{t-1} + (1 - lam) dt k_{t-1} x_{t-1}^T) + lam dt k_t x_t^T
+        out = ((S_t^T q + D x) silu(u W_z)) W_out
+
+    g(x) is 1 + x from 0 on and 1 / (1 - x) below. Option `turned` is the share of N that turns, and
+    `normed` puts a norm by head before the gate, for hybrids. There is no convolution. The form of
+    the paper with many inputs and outputs (MIMO) is not here.
+    """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"turned": 0.5, "normed": False}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"turned": (0.0, 1.0)}
+    PACED = True
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.spec, inner, keys = spec, spec.inner, spec.groups * spec.state
+        self.z = matrix(rngs, spec.width, inner)
+        self.x = matrix(rngs, spec.width, inner)
+        self.b = matrix(rngs, spec.width, keys)
+        self.c = matrix(rngs, spec.width, keys)
+        self.dt = matrix(rngs, spec.width, spec.heads)
+        self.a = matrix(rngs, spec.width, spec.heads)
+        self.trap = matrix(rngs, spec.width, spec.heads)
+        self.angle = matrix(rngs, spec.width, _pairs(spec))
+        self.dt_bias = step_biases(rngs, spec.heads)
+        self.b_norm = RMSNorm(spec.state, 1e-5)
+        self.c_norm = RMSNorm(spec.state, 1e-5)
+        self.b_bias = nnx.Param(jnp.ones((spec.heads, spec.state)))
+        self.c_bias = nnx.Param(jnp.ones((spec.heads, spec.state)))
+        self.D = nnx.Param(jnp.ones(spec.heads))
+        if spec.option("normed"):
+            self.norm = RMSNorm(spec.head_size, spec.norm_eps)
+        self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
+
+    @staticmethod
+    def check(spec: LayerSpec) -> None:
+        """Refuses a share of the state that is no number of pairs."""
+        turned = spec.state * spec.option("turned")
+        if turned % 2:
+            raise ConfigError(
+                f"model.options=turned={spec.option('turned')} of model.state={spec.state} turns "
+                f"{turned:g} numbers, which are no pairs: choose a share that makes them even"
+            )
+
+    def __call__(
+        self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
+    ) -> tuple[Hidden, RecurrentState | None]:
+        spec, (batch, length) = self.spec, u_BLD.shape[:2]
+        before, reset_BL, there_BL = entered(state, self.init_state(spec, batch), context)
+        wide = lambda name: dense(u_BLD, getattr(self, name)[...]).astype(jnp.float32)  # noqa: E731
+        dt_BLH = jax.nn.softplus(wide("dt") + self.dt_bias[...])
+        dt_BLH = jnp.where(there_BL[..., None], dt_BLH, 0)  # padding passes no time
+        if context.pace_BL is not None:
+            dt_BLH *= context.pace_BL[..., None]
+        own_BLH = jax.nn.sigmoid(wide("trap"))
+        log_decay = -jnp.maximum(_positive(wide("a")), LEAST_DECAY) * dt_BLH
+        turns = _turns(before.memory["angle"], wide("angle"), dt_BLH, reset_BL)
+        k, q = (_turned(self._by_head(name, u_BLD), turns) for name in "bc")
+        x_BLHP = dense(u_BLD, self.x[...]).reshape(batch, length, spec.heads, -1)
+
+        # What a token adds when the next one comes is added with it, and taken from what it reads.
+        entering_BH, next_BLH = _coming((1 - own_BLH) * dt_BLH, reset_BL, there_BL)
+        last_k, last_x = before.memory["k"], before.memory["x"]
+        S0 = (
+            before.memory["S"] + (entering_BH[..., None] * last_k)[..., None] * last_x[..., None, :]
+        )
+        written = (own_BLH * dt_BLH + next_BLH)[..., None]
+        y_BLHP, S_BHNP = op_matrix(
+            q,
+            k,
+            (x_BLHP * written).astype(x_BLHP.dtype),
+            log_decay,
+            S0_BHNP=S0,
+            reset_BL=reset_BL,
+            chunk=spec.recurrence_chunk,
+        )
+        ahead_BLH1 = (q.astype(jnp.float32) * k).sum(-1, keepdims=True) * next_BLH[..., None]
+        y_BLHP += ((self.D[...][:, None] - ahead_BLH1) * x_BLHP).astype(y_BLHP.dtype)
+        y_BLHP = self.norm(y_BLHP) if spec.option("normed") else y_BLHP
+        gate_BLE = jax.nn.silu(dense(u_BLD, self.z[...]))
+        out_BLD = dense(y_BLHP.reshape(gate_BLE.shape) * gate_BLE, self.out[...])
+        memory = {
+            "S": S_BHNP,
+            "angle": jnp.angle(turns[:, -1]),
+            "k": _last(k, last_k, there_BL),
+            "x": _last(x_BLHP, last_x, there_BL),
+        }
+        after = RecurrentState(memory, (), before.segment_B)
+        return out_BLD, None if state is None else after
+
+    def _by_head(self, name: str, u_BLD: Hidden) -> Array:
+        """b or c, normalised and with the biases of heads, `[B, L, H, N]`."""
+        x = dense(u_BLD, getattr(self, name)[...])
+        x_BLGN = getattr(self, f"{name}_norm")(x.reshape(*x.shape[:2], self.spec.groups, -1))
+        each = self.spec.heads // self.spec.groups
+        return jnp.repeat(x_BLGN, each, 2) + getattr(self, f"{name}_bias")[...].astype(x.dtype)
+
+    @staticmethod
+    def init_state(
+        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
+    ) -> RecurrentState:
+        """The empty state, float32 whatever the dtype of caches, for any length.
+
+        S is without what the next token adds of the last one, whose `k` and `x` are kept for it.
+        """
+        heads, states, size = spec.heads, spec.state, spec.head_size
+        shapes = {
+            "S": (heads, states, size),
+            "angle": (heads, _pairs(spec)),
+            "k": (heads, states),
+            "x": (heads, size),
+        }
+        return empty(batch, shapes, (), spec.conv)
+
+    @staticmethod
+    def flops(spec: LayerSpec, length: int) -> float:
+        """Matmul FLOPs of one token's forward pass: projections; the state written and read."""
+        inner, keys = spec.inner, spec.groups * spec.state
+        columns = 3 * inner + 2 * keys + 3 * spec.heads + _pairs(spec)
+        return 2 * spec.width * columns + 4 * inner * spec.state
+
+
+def _pairs(spec: LayerSpec) -> int:
+    """How many pairs of numbers of the state turn."""
+    return int(spec.state * spec.option("turned")) // 2
+
+
+def _positive(x: Array) -> Array:
+    """1 + x from 0 on and 1 / (1 - x) below: smooth at 0, and never 0."""
+    return jnp.where(x >= 0, 1 + x, 1 / (1 - jnp.minimum(x, 0)))
+
+
+def _turns(angle_BHM: Array, rate_BLM: Array, dt_BLH: Array, reset_BL: Array) -> Array:
+    """`exp(i phi)`, complex `[B, L, H, M]`: multiplied up, so that no sum of angles grows large."""
+    step = jnp.pi * jnp.tanh(rate_BLM)[:, :, None] * dt_BLH[..., None]
+    step = jax.lax.complex(jnp.cos(step), jnp.sin(step))
+    begun = jax.lax.complex(jnp.cos(angle_BHM), jnp.sin(angle_BHM))
+    turns, _ = op_diag(step, jnp.where(reset_BL[..., None, None], step, 0), begun, reset_BL)
+    return turns / jnp.abs(turns)  # of a million factors it is off by 1e-3
+
+
+def _turned(x_BLHN: Array, turns_BLHM: Array) -> Array:
+    """Pairs (2 i, 2 i + 1) turned, of the first 2 M numbers of N."""
+    count = 2 * turns_BLHM.shape[-1]
+    pairs = x_BLHN[..., :count].astype(jnp.float32).reshape(*x_BLHN.shape[:-1], -1, 2)
+    turned = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * turns_BLHM
+    turned = jnp.stack([turned.real, turned.imag], -1).reshape(*x_BLHN.shape[:-1], count)
+    return jnp.concatenate([turned.astype(x_BLHN.dtype), x_BLHN[..., count:]], -1)
+
+
+def _coming(x_BLH: Array, reset_BL: Array, there_BL: Array) -> tuple[Array, Array]:
+    """That of the first token, `[B, H]`, and for each token that of the next of its document; 0
+    where a document begins or none follows."""
+    length = x_BLH.shape[1]
+    x = jnp.where((there_BL & ~reset_BL)[..., None], x_BLH, 0)
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))  # what stands behind the last token
+    at_BL = jnp.where(there_BL, jnp.arange(length, dtype=jnp.int32), length)
+    at_BL = jax.lax.cummin(jnp.pad(at_BL, ((0, 0), (0, 1)), constant_values=length), 1, True)
+    coming = jnp.take_along_axis(x, at_BL[..., None], 1)
+    return coming[:, 0], coming[:, 1:]
+
+
+def _last(x_BLHN: Array, before_BHN: Array, there_BL: Array) -> Array:
+    """That of the last token that is no padding."""
+    at_B = jnp.where(there_BL, jnp.arange(there_BL.shape[1], dtype=jnp.int32), -1).max(1)
+    found = jnp.take_along_axis(x_BLHN, jnp.maximum(at_B, 0)[:, None, None, None], 1)[:, 0]
+    return jnp.where((at_B < 0)[:, None, None], before_BHN, found.astype(jnp.float32))

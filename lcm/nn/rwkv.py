@@ -1,0 +1,114 @@
+"""What RWKV-6 and RWKV-7 share: a token mixed with the one before it, and channel mixing."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lcm.nn.dense import dense
+from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered, moved
+from lcm.nn.spec import LayerSpec
+from lcm.types import Array, Context, Hidden
+
+NORM_EPS = 64e-5  # of the norm by head
+# Initial values differ from layer to layer in the releases; here they are those of the middle one.
+MIDDLE = 0.5
+
+
+def mix(width: int, power: float, less: float = 0.0) -> nnx.Param:
+    """Shares of the token before, `[D]`: 1 in the first channel and less in each that follows."""
+    return nnx.Param(1 - (jnp.arange(width) / width) ** (power * (1 - MIDDLE)) - less * MIDDLE)
+
+
+def orthogonal(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
+    """A matrix of orthogonal rows or columns."""
+    return nnx.Param(jax.nn.initializers.orthogonal(scale)(rngs.params(), (fan_in, fan_out)))
+
+
+def zeros(*shape: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape))
+
+
+def ramp(count: int) -> Array:
+    """From 0 in the first channel to 1 in the last."""
+    return jnp.arange(count) / max(count - 1, 1)
+
+
+def mixed(x_BLD: Hidden, dx_BLD: Hidden, share: Array) -> Hidden:
+    """The token, and a share of its difference to the one before, in the dtype of the model."""
+    return x_BLD + dx_BLD * share.astype(x_BLD.dtype)
+
+
+class _ChannelMix(RecurrentMixer):
+    """Two matrices of `hidden` channels, or 4 D; the only state is the last token."""
+
+    NAMES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.spec, width, hidden = spec, spec.width, _hidden(spec)
+        for name in self.NAMES:
+            setattr(self, f"mix_{name}", mix(width, 1.0))
+        self.k = orthogonal(rngs, width, hidden)
+        self.out = zeros(hidden, width)
+
+    def __call__(
+        self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
+    ) -> tuple[Hidden, RecurrentState | None]:
+        before, reset_BL, there_BL = entered(state, self.init_state(self.spec, len(u_BLD)), context)
+        last_BLD, tail = moved(u_BLD, before.tails[0], reset_BL, there_BL)
+        after = RecurrentState({}, (tail,), before.segment_B)
+        return self.channels(u_BLD, last_BLD - u_BLD), None if state is None else after
+
+    def channels(self, u_BLD: Hidden, dx_BLD: Hidden) -> Hidden:
+        """`relu(x_k W_k)^2 W_out`."""
+        k_BLF = dense(mixed(u_BLD, dx_BLD, self.mix_k[...]), self.k[...])
+        return dense(jnp.square(jax.nn.relu(k_BLF)), self.out[...])
+
+    @staticmethod
+    def init_state(
+        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
+    ) -> RecurrentState:
+        """The empty state, float32 whatever the dtype of caches, for any length."""
+        return empty(batch, {}, (spec.width,), 2)
+
+    @classmethod
+    def flops(cls, spec: LayerSpec, length: int) -> float:
+        """Matmul FLOPs of one token's forward pass."""
+        return 2 * spec.width * (2 * _hidden(spec) + spec.width * (len(cls.NAMES) - 1))
+
+
+class RWKV7Channels(_ChannelMix):
+    """The channel mixing of RWKV-7 (Peng et al., arXiv:2503.14456), to stand behind its mixer in
+    `model.pattern`, with `model.mlp=none`.
+
+        x_k = x + (x_{t-1} - x) mix_k               out = relu(x_k W_k)^2 W_out
+    """
+
+    NAMES = ("k",)
+
+
+class RWKV6Channels(_ChannelMix):
+    """The channel mixing of RWKV-6 (Peng et al., arXiv:2404.05892), to stand behind its mixer.
+
+    x_s = x + (x_{t-1} - x) mix_s,  s in k, r       out = sigmoid(x_r W_r) (relu(x_k W_k)^2 W_out)
+    """
+
+    NAMES = ("k", "r")
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        super().__init__(spec, rngs)
+        self.r = zeros(spec.width, spec.width)
+
+    def channels(self, u_BLD: Hidden, dx_BLD: Hidden) -> Hidden:
+        r_BLD = dense(mixed(u_BLD, dx_BLD, self.mix_r[...]), self.r[...])
+        return jax.nn.sigmoid(r_BLD) * super().channels(u_BLD, dx_BLD)
+
+
+def _hidden(spec: LayerSpec) -> int:
+    return spec.hidden or 4 * spec.width
+
+
+def time_state(spec: LayerSpec, batch: int) -> Any:
+    """The empty state of a time-mixing layer: a matrix for each head, and the last token."""
+    return empty(batch, (spec.heads, spec.state, spec.head_size), (spec.width,), 2)
