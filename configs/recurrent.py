@@ -13,6 +13,9 @@
     delta_hybrid
                three Gated DeltaNets to one layer of attention, the pattern of Qwen3-Next and
                OLMo-Hybrid, without their experts
+    mamba3     Mamba-3 (2026, arXiv:2603.15569), with an MLP behind it, as its authors have it
+    rwkv6, rwkv7
+               RWKV's time mixing and channel mixing by turns (arXiv:2404.05892, 2503.14456)
     mamba1     Mamba (Gu and Dao, 2023, arXiv:2312.00752): no attention, no MLP
     hawk       gated linear recurrences without attention (of the same paper as griffin)
     samba      Mamba and attention in a window by turns, an MLP after each (Ren et al., 2024,
@@ -33,6 +36,7 @@ MATRIX = (
     "model.state=32",
     "model.expand=2",
 )
+HEAD = 32  # of RWKV, where releases have 64
 SHAPES: dict[str, tuple[str, ...]] = {
     "mamba2": (
         "model.depth=7",
@@ -89,6 +93,21 @@ SHAPES: dict[str, tuple[str, ...]] = {
     **{
         name: (*MATRIX, f"model.pattern={name}")
         for name in ("retnet", "gla", "gated_deltanet", "mlstm")
+    },
+    "mamba3": (*MATRIX, "model.pattern=mamba3", "model.hidden=256"),
+    **{
+        name: (
+            "model.depth=8",
+            f"model.pattern={name},{name}_channels",
+            "model.mlp=none",
+            "model.norm=layer",
+            "model.embed_norm=True",
+            "model.expand=1",
+            f"model.state={HEAD}",
+            f"model.heads={128 // HEAD}",
+            f"model.hidden={hidden}",
+        )
+        for name, hidden in (("rwkv6", 224), ("rwkv7", 448))
     },
     "kda": (*MATRIX, "model.pattern=kda", "model.hidden=64"),
     "delta_hybrid": (

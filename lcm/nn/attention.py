@@ -1,7 +1,7 @@
 """Attention as a mixer: projections, positions, one call of `attend`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,13 @@ Cache = KVCache | PagedKVCache
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with shared key heads (GQA, arXiv:2305.13245), behind the mixer seam."""
+    """Multi-head attention with shared key heads (GQA, arXiv:2305.13245), behind the mixer seam.
+
+    Option `gated` multiplies what is attended by `sigmoid(x W_gate)` (arXiv:2505.06708), as in
+    Qwen3-Next.
+    """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"gated": False}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec = spec
@@ -31,6 +37,8 @@ class Attention(nnx.Module):
         self.k = matrix(rngs, spec.width, key)
         self.v = matrix(rngs, spec.width, key)
         self.out = matrix(rngs, query, spec.width, depth=spec.depth)
+        if spec.option("gated"):
+            self.gate = matrix(rngs, spec.width, query)
         add_biases(self, spec.biases, q=query, k=key, v=key, out=spec.width)
         if spec.qk_norm:
             self.q_norm = RMSNorm(spec.head_size, spec.norm_eps)
@@ -65,8 +73,10 @@ class Attention(nnx.Module):
                 backend=spec.backend,
                 over=spec.over,
             )
-        y_BLD = dense(o_BLHK.reshape(*x_BLD.shape[:2], -1), self.out[...])
-        return biased(self, "out", y_BLD), state
+        o_BLE = o_BLHK.reshape(*x_BLD.shape[:2], -1)
+        if spec.option("gated"):
+            o_BLE *= jax.nn.sigmoid(dense(x_BLD, self.gate[...]))
+        return biased(self, "out", dense(o_BLE, self.out[...])), state
 
     def _in_pages(
         self,
@@ -148,7 +158,8 @@ class Attention(nnx.Module):
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass, mean over a causal sequence of `length`."""
-        projections = 2 * spec.width * spec.head_size * 2 * (spec.heads + spec.kv_heads)
+        columns = (2 + spec.option("gated")) * spec.heads + 2 * spec.kv_heads
+        projections = 2 * spec.width * spec.head_size * columns
         window = min(spec.window or length, length)
         visible = (window * (window + 1) / 2 + (length - window) * window) / length
         return projections + 4 * spec.heads * spec.head_size * visible

@@ -9,7 +9,14 @@ from flax import nnx
 from lcm.errors import ConfigError
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
-from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered, step_biases
+from lcm.nn.recurrent import (
+    RecurrentMixer,
+    RecurrentState,
+    empty,
+    entered,
+    moved,
+    step_biases,
+)
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag, op_matrix
 from lcm.types import Array, Context, Hidden
@@ -81,34 +88,31 @@ class Mamba3(RecurrentMixer):
         k, q = (_turned(self._by_head(name, u_BLD), turns) for name in "bc")
         x_BLHP = dense(u_BLD, self.x[...]).reshape(batch, length, spec.heads, -1)
 
-        # What a token adds when the next one comes is added with it, and taken from what it reads.
-        entering_BH, next_BLH = _coming((1 - own_BLH) * dt_BLH, reset_BL, there_BL)
-        last_k, last_x = before.memory["k"], before.memory["x"]
-        S0 = (
-            before.memory["S"] + (entering_BH[..., None] * last_k)[..., None] * last_x[..., None, :]
-        )
-        written = (own_BLH * dt_BLH + next_BLH)[..., None]
-        y_BLHP, S_BHNP = op_matrix(
+        # What a token finds is of the tokens before it: of the last of them, its own write and the
+        # trapezoid's other half. So no token depends on the next, not even by a rounding.
+        moved_by_head = lambda x, tail: _moved(x, tail, reset_BL, there_BL)  # noqa: E731
+        (k_before, k_tail), (x_before, x_tail) = map(moved_by_head, (k, x_BLHP), before.tails)
+        written_BLH = own_BLH * dt_BLH
+        share = jnp.pad(written_BLH[:, :-1], ((0, 0), (1, 0), (0, 0))) + (1 - own_BLH) * dt_BLH
+        found_BLHP, S_BHNP = op_matrix(
             q,
-            k,
-            (x_BLHP * written).astype(x_BLHP.dtype),
+            k_before,
+            (x_before * (jnp.exp(log_decay) * share)[..., None]).astype(x_BLHP.dtype),
             log_decay,
-            S0_BHNP=S0,
+            S0_BHNP=before.memory["S"],
             reset_BL=reset_BL,
             chunk=spec.recurrence_chunk,
         )
-        ahead_BLH1 = (q.astype(jnp.float32) * k).sum(-1, keepdims=True) * next_BLH[..., None]
-        y_BLHP += ((self.D[...][:, None] - ahead_BLH1) * x_BLHP).astype(y_BLHP.dtype)
+        score_BLH = (q.astype(jnp.float32) * k).sum(-1) * written_BLH + self.D[...]
+        y_BLHP = (found_BLHP + score_BLH[..., None] * x_BLHP).astype(x_BLHP.dtype)
         y_BLHP = self.norm(y_BLHP) if spec.option("normed") else y_BLHP
         gate_BLE = jax.nn.silu(dense(u_BLD, self.z[...]))
         out_BLD = dense(y_BLHP.reshape(gate_BLE.shape) * gate_BLE, self.out[...])
-        memory = {
-            "S": S_BHNP,
-            "angle": jnp.angle(turns[:, -1]),
-            "k": _last(k, last_k, there_BL),
-            "x": _last(x_BLHP, last_x, there_BL),
-        }
-        after = RecurrentState(memory, (), before.segment_B)
+        last_BH11 = _last(written_BLH, there_BL)[..., None, None]
+        k_last, x_last = (x.reshape(batch, spec.heads, -1) for x in (k_tail, x_tail))
+        S_BHNP += last_BH11 * k_last[..., None] * x_last[..., None, :]
+        memory = {"S": S_BHNP, "angle": jnp.angle(turns[:, -1])}
+        after = RecurrentState(memory, (k_tail, x_tail), before.segment_B)
         return out_BLD, None if state is None else after
 
     def _by_head(self, name: str, u_BLD: Hidden) -> Array:
@@ -124,16 +128,11 @@ class Mamba3(RecurrentMixer):
     ) -> RecurrentState:
         """The empty state, float32 whatever the dtype of caches, for any length.
 
-        S is without what the next token adds of the last one, whose `k` and `x` are kept for it.
+        The tails are keys and values of the last token, which the next one takes in once more.
         """
-        heads, states, size = spec.heads, spec.state, spec.head_size
-        shapes = {
-            "S": (heads, states, size),
-            "angle": (heads, _pairs(spec)),
-            "k": (heads, states),
-            "x": (heads, size),
-        }
-        return empty(batch, shapes, (), spec.conv)
+        heads = spec.heads
+        shapes = {"S": (heads, spec.state, spec.head_size), "angle": (heads, _pairs(spec))}
+        return empty(batch, shapes, (heads * spec.state, spec.inner), 2)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
@@ -171,20 +170,14 @@ def _turned(x_BLHN: Array, turns_BLHM: Array) -> Array:
     return jnp.concatenate([turned.astype(x_BLHN.dtype), x_BLHN[..., count:]], -1)
 
 
-def _coming(x_BLH: Array, reset_BL: Array, there_BL: Array) -> tuple[Array, Array]:
-    """That of the first token, `[B, H]`, and for each token that of the next of its document; 0
-    where a document begins or none follows."""
-    length = x_BLH.shape[1]
-    x = jnp.where((there_BL & ~reset_BL)[..., None], x_BLH, 0)
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))  # what stands behind the last token
-    at_BL = jnp.where(there_BL, jnp.arange(length, dtype=jnp.int32), length)
-    at_BL = jax.lax.cummin(jnp.pad(at_BL, ((0, 0), (0, 1)), constant_values=length), 1, True)
-    coming = jnp.take_along_axis(x, at_BL[..., None], 1)
-    return coming[:, 0], coming[:, 1:]
+def _moved(x_BLHN: Array, tail_B1C: Array, reset_BL: Array, there_BL: Array) -> tuple[Array, Array]:
+    """Each token's predecessor's, and the last one's."""
+    flat_BLC = x_BLHN.reshape(*x_BLHN.shape[:2], -1)
+    before, tail = moved(flat_BLC, tail_B1C, reset_BL, there_BL)
+    return before.reshape(x_BLHN.shape), tail
 
 
-def _last(x_BLHN: Array, before_BHN: Array, there_BL: Array) -> Array:
-    """That of the last token that is no padding."""
-    at_B = jnp.where(there_BL, jnp.arange(there_BL.shape[1], dtype=jnp.int32), -1).max(1)
-    found = jnp.take_along_axis(x_BLHN, jnp.maximum(at_B, 0)[:, None, None, None], 1)[:, 0]
-    return jnp.where((at_B < 0)[:, None, None], before_BHN, found.astype(jnp.float32))
+def _last(x_BLH: Array, there_BL: Array) -> Array:
+    """That of the last token of each row that is no padding, 0 where all is."""
+    at_B = jnp.where(there_BL, jnp.arange(there_BL.shape[1], dtype=jnp.int32), 0).max(1)
+    return jnp.take_along_axis(x_BLH, at_B[:, None, None], 1)[:, 0]  # of padding it is 0

@@ -15,7 +15,7 @@ _CHANNELS = PartitionSpec(None, "tensor")
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedding/table$", PartitionSpec("tensor", "fsdp")),
     (r"head/kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"layers/\w+/mixer/(q|k|v|r|g)$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/\w+/mixer/(q|k|v|r|g|gate)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/out$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mlp/(gate|up)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mlp/down$", PartitionSpec(None, "tensor", "fsdp")),

@@ -159,7 +159,7 @@ def _placed(
             continue
         # Converted as it lies: through a transpose that takes half as long again.
         tensor = source.read(names[name]).astype(dtype, copy=False)
-        own = leaf.weight.form.split(tensor, leaf.sizes, leaf.heads)[leaf.part]
+        own = leaf.weight.form.split(tensor, leaf.sizes, leaf.layer)[leaf.part]
         for ((first, _), *within), out in into:
             out[layer - first] = own[tuple(slice(*span) for span in within)]
     shape = lambda out: out if leaf.stacked else out[0]  # noqa: E731

@@ -205,5 +205,5 @@ def _tensor(
     """A tensor of theirs from the parameters it joins."""
     ours = [np.asarray(flat[at][layer] if leaves[at].stacked else flat[at]) for at in paths]
     leaf = leaves[paths[0]]
-    joined = leaf.weight.form.join(ours, leaf.heads)
+    joined = leaf.weight.form.join(ours, leaf.layer)
     return np.ascontiguousarray(joined.astype(DTYPES[dtype]))

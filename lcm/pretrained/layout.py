@@ -9,6 +9,7 @@ import numpy as np
 
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec, decoder
+from lcm.nn import LayerSpec
 from lcm.parallel import path
 from lcm.pretrained.families.base import Family, Weight
 
@@ -23,7 +24,7 @@ class Leaf(NamedTuple):
     stacked: whether there is such an axis.
     part: which of the weight's paths it is.
     sizes: the last axes of all of them.
-    heads: of the queries of its layer.
+    layer: the one it is of, or the first.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +33,7 @@ class Leaf(NamedTuple):
     weight: Weight
     part: int
     sizes: tuple[int, ...]
-    heads: int
+    layer: LayerSpec
 
 
 def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
@@ -69,7 +70,7 @@ def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: Mod
         weight=weight,
         part=part,
         sizes=tuple(shape[-1] for shape in siblings),
-        heads=spec.layers[kind].heads,
+        layer=spec.layers[kind],
     )
 
 
@@ -102,10 +103,10 @@ def tensor_shapes(leaves: dict[str, Leaf]) -> dict[str, tuple[int, ...]]:
     for name, paths, _ in tensors(leaves):
         own = [leaves[at] for at in paths]
         shapes = tuple(leaf.shape[leaf.stacked :] for leaf in own)
-        found[name] = _joined_shape(own[0].weight.form.join, shapes, own[0].heads)
+        found[name] = _joined_shape(own[0].weight.form.join, shapes, own[0].layer)
     return found
 
 
 @functools.cache
-def _joined_shape(join: Any, shapes: tuple, heads: int) -> tuple[int, ...]:
-    return join([np.broadcast_to(np.int8(0), shape) for shape in shapes], heads).shape
+def _joined_shape(join: Any, shapes: tuple, layer: LayerSpec) -> tuple[int, ...]:
+    return join([np.broadcast_to(np.int8(0), shape) for shape in shapes], layer).shape

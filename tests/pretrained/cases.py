@@ -45,12 +45,19 @@ def recurrent(kind: str, **keys: Any) -> dict[str, Any]:
     return {"model_type": kind, **sizes, **ENDS, **keys}
 
 
+def delta(kind: str, **keys: Any) -> dict[str, Any]:
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16}
+    heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 12}
+    return model(kind, num_hidden_layers=3, layer_types=MIXED, **sizes, **heads, **keys)
+
+
 BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ORIGINAL = {"original_max_position_embeddings": TRAINED}
 FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.0]}
 TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
 WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 PLAIN = {"rope_type": "default"}
+MIXED = ["linear_attention", "full_attention", "linear_attention"]
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": model("llama", rope_theta=100.0),
@@ -128,6 +135,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         num_key_value_heads=1,
         tie_word_embeddings=True,
     ),
+    "qwen3_next": delta("qwen3_next", num_experts=0, hidden_size=48, **rope("default")),
+    "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
 }
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")

@@ -9,6 +9,7 @@ import numpy as np
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
+from lcm.nn import LayerSpec
 from lcm.positions import Layers, PositionEncoding, RoPE
 
 Config = dict[str, Any]
@@ -18,29 +19,31 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 class Form(NamedTuple):
     """How a tensor of theirs holds one of ours, or several.
 
-    split: `(tensor, sizes, heads) -> ours`, views where it can be, where sizes are the last axes
+    split: `(tensor, sizes, layer) -> ours`, views where it can be, where sizes are the last axes
         of ours.
-    join: `(ours, heads) -> tensor`, its inverse.
+    join: `(ours, layer) -> tensor`, its inverse.
     """
 
-    split: Callable[[np.ndarray, Sequence[int], int], Sequence[np.ndarray]]
-    join: Callable[[Sequence[np.ndarray], int], np.ndarray]
+    split: Callable[[np.ndarray, Sequence[int], LayerSpec], Sequence[np.ndarray]]
+    join: Callable[[Sequence[np.ndarray], LayerSpec], np.ndarray]
 
 
-def _split_rows(tensor: np.ndarray, sizes: Sequence[int], heads: int) -> list[np.ndarray]:
+def _split_rows(tensor: np.ndarray, sizes: Sequence[int], layer: LayerSpec) -> list[np.ndarray]:
     return [rows.T for rows in np.split(tensor, np.cumsum(sizes)[:-1])]
 
 
-def _split_heads(tensor: np.ndarray, sizes: Sequence[int], heads: int) -> list[np.ndarray]:
+def _split_among(tensor: np.ndarray, sizes: Sequence[int], count: int) -> Sequence[np.ndarray]:
     rest = tensor.shape[1:]
-    parts = tensor.reshape(heads, len(sizes), -1, *rest)
-    return [parts[:, i].reshape(-1, *rest).T for i in range(len(sizes))]
+    by_head = tensor.reshape(count, -1, *rest)
+    ends = np.cumsum([size // count for size in sizes])[:-1]
+    return [part.reshape(-1, *rest).T for part in np.split(by_head, ends, axis=1)]
 
 
-def _join_heads(ours: Sequence[np.ndarray], heads: int) -> np.ndarray:
+def _join_among(ours: Sequence[np.ndarray], count: int) -> np.ndarray:
     rows = [leaf.T for leaf in ours]
     rest = rows[0].shape[1:]
-    return np.stack([r.reshape(heads, -1, *rest) for r in rows], axis=1).reshape(-1, *rest)
+    by_head = [r.reshape(count, -1, *rest) for r in rows]
+    return np.concatenate(by_head, axis=1).reshape(-1, *rest)
 
 
 SAME = Form(lambda tensor, *_: [tensor], lambda ours, *_: ours[0])
@@ -51,7 +54,15 @@ ONE_LESS = Form(lambda tensor, *_: [tensor + 1], lambda ours, *_: ours[0] - 1)
 # Rows of one below those of the other: Phi-3, MPT.
 FUSED = Form(_split_rows, lambda ours, *_: np.concatenate([leaf.T for leaf in ours]))
 # For each head its rows of q, of k and of v: GPT-NeoX, BLOOM.
-BY_HEAD = Form(_split_heads, _join_heads)
+BY_HEAD = Form(
+    lambda tensor, sizes, layer: _split_among(tensor, sizes, layer.heads),
+    lambda ours, layer: _join_among(ours, layer.heads),
+)
+# For each head of keys its rows of all parts, of which some are of several heads of values.
+BY_KEY_HEAD = Form(
+    lambda tensor, sizes, layer: _split_among(tensor, sizes, layer.kv_heads),
+    lambda ours, layer: _join_among(ours, layer.kv_heads),
+)
 
 
 class Weight(NamedTuple):
@@ -246,9 +257,13 @@ def layered(own: dict[str, RoPE], names: Sequence[str], window: int) -> dict[str
     kinds[SLIDING]["window"] = window
     if own[SLIDING] != main:
         kinds[SLIDING]["positions"] = positions.config(own[SLIDING])
+    return {**changes, "pattern": period(names), "kinds": kinds}
+
+
+def period(names: Sequence[str]) -> tuple[str, ...]:
+    """The shortest pattern that names of layers repeat."""
     names = tuple(names)
-    period = next(p for p in range(1, len(names) + 1) if names[p:] == names[:-p])
-    return {**changes, "pattern": names[:period], "kinds": kinds}
+    return names[: next(p for p in range(1, len(names) + 1) if names[p:] == names[:-p])]
 
 
 def layers_to_hf(spec: ModelSpec) -> tuple[list[str], int, Config]:

@@ -29,7 +29,8 @@ MIXERS = {"recurrent": "rglru", "attention": "attention"}
 BIASES = {False: "but_qkv", True: "all"}
 # Biases of the blocks of a matrix, [H, M / H].
 BLOCKS = Form(
-    lambda tensor, *_: [tensor.reshape(-1)], lambda ours, heads: ours[0].reshape(heads, -1)
+    lambda tensor, *_: [tensor.reshape(-1)],
+    lambda ours, layer: ours[0].reshape(layer.heads, -1),
 )
 
 
