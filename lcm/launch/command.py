@@ -1,9 +1,9 @@
 """The command itself: from its options to the script, and the script to its end."""
 
 import logging
+import os
 import re
 import shutil
-import subprocess
 from typing import Any
 
 from lcm import config
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(args: Any, overrides: list[str]) -> int:
-    """`lcm launch`: the exit code of its script, 0 of `--dry-run`, which prints it.
+    """`lcm launch`: becomes its script, whose exit code it has; `--dry-run` prints it.
 
     Raises:
         UserError: of `spec.check`, and if the program is missing that rents slices.
@@ -54,7 +54,8 @@ def run(args: Any, overrides: list[str]) -> int:
     if shutil.which(program) is None:
         where = "pip install xpk" if launch.cluster else "see cloud.google.com/sdk/docs/install"
         raise UserError(f"lcm launch needs {program}, which is not on the PATH: {where}")
-    return subprocess.run(["bash", "-c", text, "lcm launch"], check=False).returncode
+    # In place of this process, so that Ctrl-C and the exit code are those of the script.
+    os.execvp("bash", ["bash", "-c", text, "lcm launch"])
 
 
 def _name(name: str) -> str:

@@ -15,9 +15,8 @@ PREEMPTED = 75  # what `lcm train` returns when it saved and wants to go on: EX_
 _HEAD = """\
 #!/usr/bin/env bash
 # {title}
-# Asks {asked}, installs lcm of commit
-# {commit}, trains. After code {preempted} of training, which
-# has been preempted and has saved, it goes on {again}. Any other code ends it.
+# Asks {asked}, installs lcm of commit {short} and trains.
+# Code {preempted} of training, preempted and saved, lets it go on {again}; others end it.
 set -euo pipefail
 
 name={name}
@@ -27,8 +26,11 @@ trap 'rm -rf "$folder"' EXIT
 
 _QUEUED = """\
 place=({place})
-# What workers run: once to install, and again and again to train.
+type={type}
+# What workers run, and what their shells expand.
+# shellcheck disable=SC2016
 install={install}
+# shellcheck disable=SC2016
 train={train}
 
 tpus() { gcloud compute tpus "$@" "${place[@]}"; }
@@ -37,7 +39,8 @@ state() { request describe '--format=value(state.state)'; }
 workers() { tpus tpu-vm ssh "$name" --worker=all --command="$1"; }
 
 create() {
-  request create --node-id="$name" {request}
+  request create --node-id="$name" --accelerator-type="$type" \\
+    {request}
 }
 
 delete() {
@@ -53,8 +56,8 @@ ensure() {
     FAILED | SUSPENDING | SUSPENDED) delete && create ;;
     *)
       there=$(request describe '--format=value(tpu.nodeSpec[0].node.acceleratorType)')
-      if [[ $there != {type} ]]; then
-        echo "$name is there already and a $there, not a "{type}": take another name" >&2
+      if [[ $there != "$type" ]]; then
+        echo "$name is there already and a $there, not a $type: take another name" >&2
         return 2
       fi
       ;;
@@ -116,6 +119,7 @@ trap 'rm -rf "$folder"; {delete} || echo "$name may still be there: delete it" >
 
 _CLUSTER = """\
 place=({place})
+# shellcheck disable=SC2016
 command={command}
 
 git -C {root} archive --format=tar {commit} | tar -x -C "$folder"
@@ -152,15 +156,14 @@ def _queued(launch: Launch) -> str:
         "uv venv --quiet --python 3.12 .venv",
         "uv pip install --quiet --python .venv/bin/python '.[data,tpu]'",
     ]
-    request = [f"--accelerator-type={launch.tpu.type}"]
-    request += [f"--runtime-version={launch.runtime or launch.tpu.runtime}"]
+    request = [f"--runtime-version={launch.runtime or launch.tpu.runtime}"]
     request += [f"--{launch.capacity}"] if launch.capacity else []
     values = {
         "install": shlex.quote(" && ".join(install)),
         "train": shlex.quote(f"cd {folder} && {train(launch, '.venv/bin/lcm')}"),
         "request": shlex.join(request),
         "type": shlex.quote(launch.tpu.type),
-        "place": shlex.join(_place(launch, "--quiet")),
+        "place": shlex.join(_place(launch, "--quiet")),  # nothing is asked on a terminal
         "tries": str(-(-60 * launch.wait // POLL)),
         "wait": str(launch.wait),
         "poll": str(POLL),
@@ -206,6 +209,7 @@ def _filled(text: str, launch: Launch, values: dict[str, str]) -> str:
         "name": shlex.quote(launch.name),
         "root": shlex.quote(str(launch.root)),
         "commit": launch.commit,
+        "short": launch.commit[:12],
         "preempted": str(PREEMPTED),
     }
     return re.sub(r"(?<!\$)\{([a-z]+)\}", lambda found: values[found[1]], text)
