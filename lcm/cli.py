@@ -237,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--mesh", default="", help="axes, such as fsdp=16,context=4 (the config's)")
     ahead.add_argument("--steps", default="train,prefill,decode", help="some of them (all)")
     ahead.add_argument("--json", type=_folder, help="write the same for machines to this file")
+    ahead.add_argument("--kernels", action="store_true", help="with schedules of Pallas kernels")
     ahead.add_argument("--record", action="store_true", help="write the budget beside the config")
     ahead.add_argument(
         "--check", action="store_true", help="fail on findings, and on 5 %% off the budget"

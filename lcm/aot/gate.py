@@ -11,6 +11,7 @@ from lcm import config, models, nn, parallel
 from lcm.aot import hlo, topology
 from lcm.aot.checks import findings
 from lcm.aot.chips import GIB, Bound, bound, chip
+from lcm.aot.kernels import Kernel, kernels, scheduled
 from lcm.aot.steps import STEPS
 from lcm.errors import CompileError, ConfigError, UserError
 
@@ -43,6 +44,7 @@ class Report:
     cycles: int
     seconds: float
     findings: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
     bound: Bound
 
     @property
@@ -62,12 +64,13 @@ class Report:
         """For machines."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["collectives"] = {k: each._asdict() for k, each in self.collectives.items()}
+        values["kernels"] = [each.as_dict() for each in self.kernels]
         values["bound"] = self.bound._asdict() | {"bottleneck": self.bound.bottleneck}
         return values | {"fits": self.fits, "headroom": self.capacity - self.memory}
 
 
-def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
-    """Compiles one step of a config for a mesh over a topology.
+def measure(cfg: Any, step: str, name: str, mesh: Any, schedules: bool = False) -> Report:
+    """Compiles one step of a config for a mesh over a topology, and its kernels by themselves.
 
     Raises:
         CompileError: where the compiler refuses.
@@ -94,6 +97,7 @@ def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
         cycles=totals.cycles,
         seconds=program.seconds,
         findings=tuple(findings(cfg, mesh, program, module)),
+        kernels=scheduled(cfg, step, name) if schedules else kernels(program.jaxpr),
         bound=bound(kind, program.work.flops / mesh.size, totals.accessed, totals.sent),
     )
 
@@ -172,10 +176,22 @@ def text(report: Report) -> str:
         f"{1e3 * b.interconnect:.1f}): a roofline, not a measurement",
         f"  XLA cycles    {report.cycles:.3e}, loops applied, kernels excluded",
     ]
+    lines += [f"  kernel        {_kernel(each)}" for each in report.kernels]
     if report.unknown:
         lines.append(f"  not counted   {', '.join(sorted(set(report.unknown)))}")
     lines += [f"  finding       {each}" for each in report.findings]
     return "\n".join(lines)
+
+
+def _kernel(kernel: Kernel) -> str:
+    line = f"{kernel.name}, {kernel.runs} times, {kernel.flops:.2e} FLOPs each"
+    if kernel.schedule is None:
+        return line
+    s = kernel.schedule
+    return (
+        f"{line}; {s.bundles:,} bundles, {100 * s.mxu_use:.0f} % of the matrix units' slots, "
+        f"{s.fills:,} fills, {s.spills:,} spills"
+    )
 
 
 def budget_file(spec: str) -> pathlib.Path:
@@ -262,7 +278,7 @@ def run(args: Any, overrides: list[str]) -> int:
     mesh = mesh_of(cfg, args.topology)
     reports = []
     for step in wanted:
-        reports.append(measure(cfg, step, args.topology, mesh))
+        reports.append(measure(cfg, step, args.topology, mesh, args.kernels))
         print(text(reports[-1]), flush=True)
     _write(args.json, reports)
     if args.record:
