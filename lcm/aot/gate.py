@@ -34,6 +34,7 @@ class Report:
     tokens: int
     arguments: int
     temporaries: int
+    host: int
     memory: int
     capacity: int
     flops: float
@@ -87,6 +88,7 @@ def measure(cfg: Any, step: str, name: str, mesh: Any, schedules: bool = False) 
         tokens=built.tokens,
         arguments=program.arguments,
         temporaries=program.temporaries,
+        host=program.host,
         memory=program.memory,
         capacity=kind.memory,
         flops=program.work.flops,
@@ -165,6 +167,8 @@ def text(report: Report) -> str:
         f"{sum(report.parts.values()):.3e} of the model: "
         + ", ".join(f"{part} {flops:.2e}" for part, flops in report.parts.items()),
     ]
+    if report.host:
+        lines.append(f"  host memory   {report.host / GIB:.2f} GiB for each device")
     lines += [
         f"  {kind:13} {each.count} times, {each.bytes / GIB:.2f} GiB"
         for kind, each in sorted(report.collectives.items())
