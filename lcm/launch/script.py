@@ -10,6 +10,7 @@ import shlex
 from lcm.launch.spec import Launch
 
 POLL = 30  # seconds between looks at a slice that is waited for
+LOOKS = 5  # at a slice that may have been taken away, until it says so
 PREEMPTED = 75  # what `lcm train` returns when it saved and wants to go on: EX_TEMPFAIL
 
 _HEAD = """\
@@ -36,7 +37,10 @@ train={train}
 tpus() { gcloud compute tpus "$@" "${place[@]}"; }
 request() { tpus queued-resources "$1" "$name" "${@:2}"; }
 state() { request describe '--format=value(state.state)'; }
-workers() { tpus tpu-vm ssh "$name" --worker=all --command="$1"; }
+workers() {
+  # Without signs of life, a machine that is gone is waited for without end.
+  tpus tpu-vm ssh "$name" --worker=all --ssh-flag=-oServerAliveInterval=30 --command="$1"
+}
 
 create() {
   request create --node-id="$name" --accelerator-type="$type" \\
@@ -90,10 +94,16 @@ attempt() {
   workers "$train"
 }
 
-# A worker that is gone says nothing: what was lost shows in the state of the slice.
+# A worker that is gone says nothing, and the others end with any code: what was lost shows in the
+# state of the slice, a while later.
 lost() {
+  local looks
   [[ $1 == {preempted} ]] && return 0
-  case $(state) in SUSPENDING | SUSPENDED) return 0 ;; *) return 1 ;; esac
+  for ((looks = {looks}; looks; looks--)); do
+    case $(state) in SUSPENDING | SUSPENDED) return 0 ;; esac
+    ((looks == 1)) || sleep {poll}
+  done
+  return 1
 }
 
 git -C {root} archive --format=tar.gz --output="$folder"/lcm.tar.gz {commit}
@@ -167,6 +177,7 @@ def _queued(launch: Launch) -> str:
         "tries": str(-(-60 * launch.wait // POLL)),
         "wait": str(launch.wait),
         "poll": str(POLL),
+        "looks": str(LOOKS if launch.capacity == "spot" else 1),
         "restarts": str(launch.restarts),
         "ending": _DELETE_AT_END.replace("{delete}", "delete") if launch.delete else "",
     }

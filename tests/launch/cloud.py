@@ -48,7 +48,7 @@ elif verb == "ssh":
     command = option("command")
     code = subprocess.run(["bash", "-c", command], cwd=home, stdin=subprocess.DEVNULL).returncode
     if code == 99:  # the machine is gone
-        state.write_text("SUSPENDED")
+        state.write_text("ACTIVE SUSPENDING SUSPENDED")  # as the cloud says, but later
         code = 255
     sys.exit(code)
 """
@@ -77,9 +77,10 @@ class Cloud:
         self.folder = folder
         (folder / "bin").mkdir(parents=True)
         programs = {"gcloud": _GCLOUD, "xpk": _GCLOUD, "uv": _UV, "worker-lcm": _LCM}
-        for name, code in (programs | {"sleep": ""}).items():
+        programs = {name: f"#!{sys.executable} -S\n{code}" for name, code in programs.items()}
+        for name, code in (programs | {"sleep": "#!/bin/sh\n"}).items():
             file = folder / "bin" / name
-            file.write_text(f"#!{sys.executable} -S\n{code}")
+            file.write_text(code)
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
         self.say(states="ACCEPTED WAITING_FOR_RESOURCES PROVISIONING ACTIVE", codes="0", xpk="0")
 
