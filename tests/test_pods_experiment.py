@@ -46,3 +46,10 @@ def test_a_tiny_run_is_whole_and_nothing_is_compiled_twice(experiment, tmp_path,
     monkeypatch.setattr(gate, "measure", lambda *_: pytest.fail("it was compiled"))
     experiment.run(tmp_path, "tiny")
     assert (tmp_path / "growth.png").read_bytes() == drawn
+
+
+def test_the_readme_has_the_figures_that_were_measured(experiment):
+    folder = reproduce.FOLDER / "pods"
+    readme, results = (folder / "README.md").read_text(), (folder / "results.json").read_text()
+    for name, points in json.loads(results).items():
+        assert experiment.markdown(experiment.table(name, points)) in readme

@@ -21,7 +21,7 @@ from lcm import config
 from lcm.aot import gate
 from lcm.aot.chips import GIB
 from lcm.report import plots
-from lcm.report.tables import Table, to_text
+from lcm.report.tables import Table
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -81,7 +81,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     }
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     for name, points in results.items():
-        print(to_text(table(name, points)), end="\n\n")
+        print(f"{name}\n\n{markdown(table(name, points))}\n")
     (workdir / "growth.png").write_bytes(plot(results["growth"]))
     print(f"wrote {workdir / 'results.json'} and {workdir / 'growth.png'}")
 
@@ -116,7 +116,7 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
     rows = [
         [
             f"{p['length']:,}",
-            f"{p['topology']} " + ",".join(f"{k}={v}" for k, v in p["mesh"].items()),
+            f"{p['topology']}, " + ", ".join(f"{k} {v}" for k, v in p["mesh"].items()),
             *(f"{p[key] / GIB:.2f} GiB" for key in ("arguments", "temporaries", "host")),
             "yes" if p["memory"] <= p["capacity"] else "no",
             f"{p['cycles']:.3e}",
@@ -126,6 +126,12 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
         for p in points
     ]
     return Table(name, [*header, "collectives", "compiled in"], rows)
+
+
+def markdown(table: Table) -> str:
+    """The table as the README has it."""
+    rule = ["---"] * len(table.header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.header, rule, *table.rows))
 
 
 def plot(points: list[dict[str, Any]]) -> bytes:
