@@ -24,13 +24,15 @@ def run(args: Any, overrides: list[str]) -> int:
     slice_ = tpus.find(args.tpu)
     cfg = config.override(config.load(args.config), overrides)
     path, colon, arg = args.config.partition(":")
-    root, commit, file = spec.checkout(path)
+    here = spec.checkout(path)
+    if here.wrong and not args.dry_run:
+        raise UserError(here.wrong)
     launch = Launch(
         tpu=slice_,
         name=args.name or _name(cfg.name),
-        root=root,
-        commit=commit,
-        config=f"{file}{colon}{arg}",
+        root=here.root,
+        commit=here.commit,
+        config=f"{here.file}{colon}{arg}",
         overrides=tuple(overrides),
         workdir=args.workdir,
         zone=args.zone,
@@ -44,6 +46,8 @@ def run(args: Any, overrides: list[str]) -> int:
         delete=args.delete,
     )
     spec.check(launch, cfg)
+    if here.wrong:
+        _log.warning("this would be refused: %s", here.wrong)
     if not launch.workdir:
         _log.warning("no --workdir: the run lies on the workers' disks and goes with the slice")
     text = script(launch)

@@ -92,37 +92,37 @@ def check(launch: Launch, cfg: Any) -> None:
         raise ConfigError(f"on {launch.tpu.type}, {launch.tpu.chips} chips: {error}") from error
 
 
-def checkout(path: str) -> tuple[pathlib.Path, str, str]:
-    """The checkout that a config lies in, its commit, and the config's path within.
+class Checkout(NamedTuple):
+    """Where a config lies, and what stands against launching from there, or nothing."""
 
-    Workers get what is committed, and nothing else.
+    root: pathlib.Path
+    commit: str
+    file: str
+    wrong: str = ""
 
-    Raises:
-        UserError: if the file is in no checkout of lcm, or something is changed since its commit.
-    """
+
+def checkout(path: str) -> Checkout:
+    """The checkout of lcm that a config lies in: workers get what is committed, nothing else."""
     file = pathlib.Path(path).resolve()
     try:
         root = pathlib.Path(_git(file.parent, "rev-parse", "--show-toplevel"))
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
         known = _git(root, "ls-files", "--", str(file))
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(
+    except (OSError, subprocess.CalledProcessError):
+        wrong = (
             f"{path} is in no git checkout with a commit, of which workers get a copy: put it into "
             "configs/ of a checkout of lcm and commit it"
-        ) from error
+        )
+        return Checkout(file.parent, "HEAD", file.name, wrong)
+    wrong = ""
     if not (root / "lcm" / "__init__.py").exists():
-        raise UserError(f"{root}, where {path} is, is no checkout of lcm: put it into one")
-    if changed or not known:
-        what = (
-            f"{changed.splitlines()[0].split(maxsplit=1)[-1]} is changed"
-            if changed
-            else f"{path} is new"
-        )
-        raise UserError(
-            f"{what} since commit {commit[:12]}, which is what workers get: commit it first"
-        )
-    return root, commit, file.relative_to(root).as_posix()
+        wrong = f"{root}, where {path} is, is no checkout of lcm: put it into one"
+    elif changed or not known:
+        first = changed.partition("\n")[0].split(maxsplit=1)[-1:]
+        what = f"{first[0]} is changed" if changed else f"{path} is new"
+        wrong = f"{what} since commit {commit[:12]}, which is what workers get: commit it first"
+    return Checkout(root, commit, file.relative_to(root).as_posix(), wrong)
 
 
 def _git(folder: pathlib.Path, *words: str) -> str:

@@ -203,11 +203,21 @@ def test_what_cannot_be_is_refused_before_anything_runs(repo, monkeypatch):
     refused(repo, "'a b' is no name", "--tpu=v5p-16", "--name=a b")
     refused(repo, "runs/a would be a folder of its own", "--tpu=v5p-16", "--workdir=runs/a")
     refused(repo, "reserved.*node pools", "--tpu=v5p-16", "--reserved", "--cluster=c")
+
+
+def test_what_is_not_committed_is_refused_but_shown(repo, caplog, capsys):
+    config = str(repo / "configs" / "a b.py")
     (repo / "lcm" / "__init__.py").write_text("new = 1\n")
-    refused(repo, "lcm/__init__.py is changed since commit", "--tpu=v5p-16")
+    words = ["launch", "--tpu=v5p-16", "--config", config]
+    assert cli.main(words) == 2
+    assert "lcm/__init__.py is changed since commit" in capsys.readouterr().err
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "this would be refused: lcm/__init__.py is changed" in caplog.text
+    assert "queued-resources" in capsys.readouterr().out
     commit(repo)
-    (repo / "configs" / "new.py").write_text((repo / "configs" / "a b.py").read_text())
-    refused(repo, "new.py is new since commit", "--tpu=v5p-16", "--config=configs/new.py")
+    new = repo / "configs" / "new.py"
+    new.write_text((repo / "configs" / "a b.py").read_text())
+    assert "new.py is new since commit" in checkout(str(new)).wrong
 
 
 def test_a_mesh_covers_the_chips(repo, tiny):
@@ -222,8 +232,10 @@ def test_a_mesh_covers_the_chips(repo, tiny):
 def test_a_config_of_no_checkout_is_refused(tmp_path):
     file = tmp_path / "a.py"
     file.touch()
-    with pytest.raises(UserError, match="is in no git checkout"):
-        checkout(str(file))
+    assert "is in no git checkout" in checkout(str(file)).wrong
+    git(tmp_path, "init", "--quiet")
+    commit(tmp_path)
+    assert "is no checkout of lcm" in checkout(str(file)).wrong
 
 
 @pytest.mark.parametrize(
