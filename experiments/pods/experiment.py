@@ -117,7 +117,7 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
         [
             f"{p['length']:,}",
             f"{p['topology']}, " + ", ".join(f"{k} {v}" for k, v in p["mesh"].items()),
-            *(f"{p[key] / GIB:.2f} GiB" for key in ("arguments", "temporaries", "host")),
+            *(_gib(p.get(key)) for key in ("arguments", "temporaries", "host")),
             "yes" if p["memory"] <= p["capacity"] else "no",
             f"{p['cycles']:.3e}",
             ", ".join(f"{k} {n} ({size / GIB:.1f} GiB)" for k, (n, size) in p["sent"].items()),
@@ -126,6 +126,11 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
         for p in points
     ]
     return Table(name, [*header, "collectives", "compiled in"], rows)
+
+
+def _gib(size: int | None) -> str:
+    """A dash for what was not asked when a step was compiled."""
+    return "–" if size is None else f"{size / GIB:.2f} GiB"
 
 
 def markdown(table: Table) -> str:
