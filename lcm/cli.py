@@ -154,6 +154,14 @@ def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
     return gate.run(args, overrides)
 
 
+def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
+    # Devices are those of the slice; one that is here must not be taken for them.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from lcm import launch
+
+    return launch.run(args, overrides)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line as any other error of the user, in one line."""
 
@@ -229,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--mesh", default="", help="axes, such as fsdp=16,context=4 (the config's)")
     ahead.add_argument("--steps", default="train,prefill,decode", help="some of them (all)")
     ahead.add_argument("--json", type=_folder, help="write the same for machines to this file")
+    ahead.add_argument("--kernels", action="store_true", help="with schedules of Pallas kernels")
     ahead.add_argument("--record", action="store_true", help="write the budget beside the config")
     ahead.add_argument(
         "--check", action="store_true", help="fail on findings, and on 5 %% off the budget"
@@ -236,6 +245,25 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--sweep", action="store_true", help="try meshes and remat, rank what fits")
     ahead.add_argument("--remat", default="dots,full", help="of --sweep: none, dots, full")
     ahead.set_defaults(run=_compile)
+
+    start = commands.add_parser("launch", help="train on a TPU slice of the cloud")
+    start.add_argument("--tpu", required=True, help="its type: v5p-128 (64 chips), v5e-16, v6e-256")
+    start.add_argument("--config", required=True, help="FILE.py or FILE.py:ARG of a checkout")
+    start.add_argument("--workdir", default="", help="gs://BUCKET/FOLDER, or a path workers share")
+    start.add_argument("--dry-run", action="store_true", help="print the script and run nothing")
+    start.add_argument("--name", default="", help="of the slice or workload (the config's)")
+    for place in ("zone", "project"):
+        start.add_argument(f"--{place}", default="", help="of the cloud (what gcloud is set to)")
+    capacity = start.add_mutually_exclusive_group()
+    capacity.add_argument("--spot", action="store_true", help="capacity that may be taken away")
+    capacity.add_argument("--reserved", action="store_true", help="capacity that is reserved")
+    start.add_argument("--runtime", default="", help="software of the machines (the type's)")
+    start.add_argument("--cluster", default="", help="a cluster of Kubernetes: by xpk, not gcloud")
+    start.add_argument("--image", default="python:3.12", help="of --cluster: what lcm goes into")
+    start.add_argument("--restarts", type=int, default=10, help="after preemptions, at most (10)")
+    start.add_argument("--wait", type=int, default=1440, help="minutes for a slice to come (1440)")
+    start.add_argument("--delete", action="store_true", help="delete the slice when all is over")
+    start.set_defaults(run=_launch)
 
     generate = commands.add_parser("generate", help="go on with a prompt, or with a file of them")
     given = generate.add_mutually_exclusive_group(required=True)
@@ -252,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.set_defaults(run=_chat)
     for command in (generate, chat):
         _add_decoding(command)
-    for command in (train, evaluate, analyse, ahead, generate, chat):
+    for command in (train, evaluate, analyse, ahead, start, generate, chat):
         command.epilog = "--config.KEY=VALUE overrides a key; lcm train --help lists them."
     return parser
 

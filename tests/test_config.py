@@ -25,7 +25,7 @@ SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
 MATRIX = "mamba2", "retnet", "gla", "gated_deltanet", "kda", "mlstm", "delta_hybrid"
 MATRIX += "mamba3", "rwkv6", "rwkv7"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in MATRIX]
-SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b"
+SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b", "samba_1p3b"
 SHIPPED += [(f"{name}.py", "", "tiny") for name in SHAPES]
 VECTORS = "mamba1", "hawk", "griffin", "samba", "jamba"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in VECTORS]
@@ -68,6 +68,13 @@ def test_one_layer_in_eight_of_jamba_is_attention():
     attention, mamba = (models.spec(shipped("recurrent.py", "jamba")).layers[n] for n in (4, 0))
     assert attention.mixer == "attention" and type(attention.positions).__name__ == "NoPE"
     assert mamba.option("normed") and not attention.window
+
+
+def test_the_smaller_samba_has_the_parameters_of_its_name():
+    """`Samba_421M` of the authors' configs: the same but for sizes."""
+    small = ["model.depth=12", "model.width=1536", "model.heads=12", "model.hidden=4096"]
+    cfg = config.override(shipped("samba_1p3b.py", ""), small)
+    assert models.parameter_count(cfg) // 10**6 == 421
 
 
 def test_base_is_valid_and_fresh():

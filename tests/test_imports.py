@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": RUNS | {"pretrained", "decoding"},
     "report": RUNS | {"pretrained", "decoding", "evaluation"},
     "aot": RUNS,
+    "launch": RUNS,
     "reproduce": RUNS | {"pretrained", "decoding", "evaluation", "report"},
 }
 ALLOWED["cli"] = set(ALLOWED)

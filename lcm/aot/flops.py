@@ -60,7 +60,7 @@ def _equation(eqn: core.JaxprEqn, only: Any = None) -> Work:
         if estimate is None:
             return Work(unknown=(str(params["name"]),))
         return Work(kernels=float(estimate.flops))
-    inner = [of(sub, only) for sub in _inside(params)]
+    inner = [of(sub, only) for sub in inside(params)]
     if name == "cond":
         return max(inner, key=lambda branch: branch.flops)
     if name == "scan":
@@ -71,7 +71,7 @@ def _equation(eqn: core.JaxprEqn, only: Any = None) -> Work:
     return _sum([*inner, Work(unknown=("while",) * (name == "while"))])
 
 
-def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else [value]:
             if isinstance(item, core.ClosedJaxpr):

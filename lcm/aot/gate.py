@@ -11,6 +11,7 @@ from lcm import config, models, nn, parallel
 from lcm.aot import hlo, topology
 from lcm.aot.checks import findings
 from lcm.aot.chips import GIB, Bound, bound, chip
+from lcm.aot.kernels import Kernel, kernels, scheduled
 from lcm.aot.steps import STEPS
 from lcm.errors import CompileError, ConfigError, UserError
 
@@ -33,6 +34,7 @@ class Report:
     tokens: int
     arguments: int
     temporaries: int
+    host: int
     memory: int
     capacity: int
     flops: float
@@ -43,6 +45,7 @@ class Report:
     cycles: int
     seconds: float
     findings: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
     bound: Bound
 
     @property
@@ -62,12 +65,13 @@ class Report:
         """For machines."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["collectives"] = {k: each._asdict() for k, each in self.collectives.items()}
+        values["kernels"] = [each.as_dict() for each in self.kernels]
         values["bound"] = self.bound._asdict() | {"bottleneck": self.bound.bottleneck}
         return values | {"fits": self.fits, "headroom": self.capacity - self.memory}
 
 
-def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
-    """Compiles one step of a config for a mesh over a topology.
+def measure(cfg: Any, step: str, name: str, mesh: Any, schedules: bool = False) -> Report:
+    """Compiles one step of a config for a mesh over a topology, and its kernels by themselves.
 
     Raises:
         CompileError: where the compiler refuses.
@@ -84,6 +88,7 @@ def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
         tokens=built.tokens,
         arguments=program.arguments,
         temporaries=program.temporaries,
+        host=program.host,
         memory=program.memory,
         capacity=kind.memory,
         flops=program.work.flops,
@@ -94,6 +99,7 @@ def measure(cfg: Any, step: str, name: str, mesh: Any) -> Report:
         cycles=totals.cycles,
         seconds=program.seconds,
         findings=tuple(findings(cfg, mesh, program, module)),
+        kernels=scheduled(cfg, step, name) if schedules else kernels(program.jaxpr),
         bound=bound(kind, program.work.flops / mesh.size, totals.accessed, totals.sent),
     )
 
@@ -161,6 +167,8 @@ def text(report: Report) -> str:
         f"{sum(report.parts.values()):.3e} of the model: "
         + ", ".join(f"{part} {flops:.2e}" for part, flops in report.parts.items()),
     ]
+    if report.host:
+        lines.append(f"  host memory   {report.host / GIB:.2f} GiB for each device")
     lines += [
         f"  {kind:13} {each.count} times, {each.bytes / GIB:.2f} GiB"
         for kind, each in sorted(report.collectives.items())
@@ -172,10 +180,22 @@ def text(report: Report) -> str:
         f"{1e3 * b.interconnect:.1f}): a roofline, not a measurement",
         f"  XLA cycles    {report.cycles:.3e}, loops applied, kernels excluded",
     ]
+    lines += [f"  kernel        {_kernel(each)}" for each in report.kernels]
     if report.unknown:
         lines.append(f"  not counted   {', '.join(sorted(set(report.unknown)))}")
     lines += [f"  finding       {each}" for each in report.findings]
     return "\n".join(lines)
+
+
+def _kernel(kernel: Kernel) -> str:
+    line = f"{kernel.name}, {kernel.runs} times, {kernel.flops:.2e} FLOPs each"
+    if kernel.schedule is None:
+        return line
+    s = kernel.schedule
+    return (
+        f"{line}; {s.bundles:,} bundles, {100 * s.mxu_use:.0f} % of the matrix units' slots, "
+        f"{s.fills:,} fills, {s.spills:,} spills"
+    )
 
 
 def budget_file(spec: str) -> pathlib.Path:
@@ -262,7 +282,7 @@ def run(args: Any, overrides: list[str]) -> int:
     mesh = mesh_of(cfg, args.topology)
     reports = []
     for step in wanted:
-        reports.append(measure(cfg, step, args.topology, mesh))
+        reports.append(measure(cfg, step, args.topology, mesh, args.kernels))
         print(text(reports[-1]), flush=True)
     _write(args.json, reports)
     if args.record:

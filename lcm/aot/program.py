@@ -21,6 +21,7 @@ class Program(NamedTuple):
     """What compilation tells. Bytes are those of one device, `work` that of all together.
 
     arguments, outputs, temporaries: bytes; `shared` of the outputs lie in donated arguments.
+    host: bytes of temporaries in the memory of the host, for each device.
     work: FLOPs counted in the jaxpr, loops as often as they run.
     compiled: the executable, for `as_text()`, its HLO, and XLA's own `cost_analysis()`.
     seconds: compilation took.
@@ -33,6 +34,7 @@ class Program(NamedTuple):
     outputs: int
     shared: int
     temporaries: int
+    host: int
     work: Work
     compiled: jax.stages.Compiled
     seconds: float
@@ -88,6 +90,7 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
         used.output_size_in_bytes,
         used.alias_size_in_bytes,
         used.temp_size_in_bytes,
+        used.host_temp_size_in_bytes,
         flops.of(traced.jaxpr.jaxpr),
         compiled,
         seconds,

@@ -1,7 +1,7 @@
 """The mesh and where things lie on it."""
 
 from lcm.parallel.context import arranged, order
-from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, put
+from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, put, sizes
 from lcm.parallel.rules import RULES, path, shardings
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "path",
     "put",
     "shardings",
+    "sizes",
 ]

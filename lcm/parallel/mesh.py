@@ -25,22 +25,31 @@ def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
             sizes that they shard.
     """
     devices = jax.devices() if devices is None else devices
+    grid = _grid(devices, tuple(sizes(cfg, len(devices)).values()))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sizes(cfg: Any, count: int) -> dict[str, int]:
+    """Devices along each axis of a config's mesh over `count` of them, in the order of `AXES`.
+
+    Raises:
+        ConfigError: as `make`.
+    """
     sizes = {axis: cfg.mesh[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ConfigError(f"mesh axes are positive, at most one is -1; these are {_written(sizes)}")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
+    if free and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    if math.prod(sizes.values()) != count:
         raise ConfigError(
-            f"mesh {_written(sizes)} does not cover {len(devices)} devices: the axes must multiply "
-            f"to {len(devices)}; set one of them to -1"
+            f"mesh {_written(sizes)} does not cover {count} devices: the axes must multiply "
+            f"to {count}; set one of them to -1"
         )
     _check_divides(cfg, sizes)
     context.check(cfg, sizes)
-    grid = _grid(devices, tuple(sizes[axis] for axis in AXES))
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lcm import cli, config, models
-from lcm.aot import gate
+from lcm.aot import gate, kernels
 from lcm.errors import CompileError, ConfigError, UserError
 from tests.aot.test_program import needs_libtpu
 
@@ -53,6 +53,12 @@ def test_the_command_writes_what_it_measures_and_keeps_to_its_budget(file, tmp_p
     model = sum(train["parts"].values())
     assert model == pytest.approx(models.flops_per_token(small, 256) * 8 * 256)
     assert 0.8 * model < train["flops"] < 1.5 * model  # tiles of the mask that are half empty
+    # Alone: the forward pass, and the gradients of queries and of keys; in a loop over 2 layers.
+    forward, queries, keys = train["kernels"]
+    assert (forward["name"], forward["runs"]) == ("attention_forward", 2)
+    assert [each["runs"] for each in (queries, keys)] == [2, 2]
+    alone = sum(each["runs"] * each["flops"] for each in train["kernels"])
+    assert 0 < alone < train["flops"] / 4 and forward["schedule"] is None
     assert "fits" in shown and "a roofline, not a measurement" in shown
 
     assert cli.main([*command, "--steps=train", "--check"]) == 0
@@ -64,6 +70,15 @@ def test_the_command_writes_what_it_measures_and_keeps_to_its_budget(file, tmp_p
     capsys.readouterr()
     assert cli.main([*command, "--steps=train", "--check"]) == 1
     assert "train: memory" in capsys.readouterr().out
+
+
+@needs_libtpu
+def test_kernels_have_schedules(cfg):
+    cfg = gate.with_mesh(cfg, "fsdp=4")
+    (forward,) = kernels.scheduled(cfg, "prefill", "v5e:2x2")
+    assert forward.runs == 2 and forward.schedule.matmuls and forward.schedule.bundles > 100
+    cfg.model.backend = "blockwise"
+    assert kernels.scheduled(cfg, "prefill", "v5e:2x2") == ()
 
 
 @needs_libtpu
