@@ -56,6 +56,11 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "tokens of a recurrence computed at once; 0 chooses by the device",
     ),
     "model.options": ("", "what only this mixer has, NAME=VALUE,...; see OPTIONS of its class"),
+    "model.extension": (
+        "",
+        "what is done to recurrences so that they read longer, such as step=0.5 or window=4096; "
+        "see lcm.nn.interventions",
+    ),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.recurrent import step_biases
@@ -28,6 +29,7 @@ class DeltaNet(LinearMixer):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"negative": False}
     convolves = True
+    EXTENDS = interventions.LINEAR - {"window"}  # what is erased depends on what is there
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -63,6 +65,8 @@ class GatedDeltaNet(DeltaNet):
     S_t = exp(l_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
     """
 
+    EXTENDS = interventions.ALL - {"window"}
+
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
         self.a = matrix(rngs, spec.width, spec.heads)
@@ -71,7 +75,7 @@ class GatedDeltaNet(DeltaNet):
 
     def log_decay(self, u_BLD: Hidden) -> Array:
         dt_BLH = dense(u_BLD, self.a[...]).astype(jnp.float32) + self.dt_bias[...]
-        return -jnp.exp(self.A_log[...]) * jax.nn.softplus(dt_BLH)
+        return -interventions.rate(self.spec.extension, self.A_log[...]) * jax.nn.softplus(dt_BLH)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
@@ -87,6 +91,8 @@ class KDA(DeltaNet):
     The gate of the output is a sigmoid, of a matrix of low rank as well.
     """
 
+    EXTENDS = interventions.ALL - {"window"}
+
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
         rank, channels = _rank(spec), spec.heads * spec.state
@@ -101,7 +107,8 @@ class KDA(DeltaNet):
     def log_decay(self, u_BLD: Hidden) -> Array:
         dt = dense(dense(u_BLD, self.decay_down[...]), self.decay_up[...]).astype(jnp.float32)
         dt_BLHN = (dt + self.dt_bias[...]).reshape(*u_BLD.shape[:2], self.spec.heads, -1)
-        return -jnp.exp(self.A_log[...])[:, None] * jax.nn.softplus(dt_BLHN)
+        rate_H = interventions.rate(self.spec.extension, self.A_log[...])
+        return -rate_H[:, None] * jax.nn.softplus(dt_BLHN)
 
     def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:
         gate = dense(dense(u_BLD, self.gate_down[...]), self.gate_up[...])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import (
@@ -37,6 +38,7 @@ class Mamba1(RecurrentMixer):
     as in Jamba (arXiv:2403.19887).
     """
 
+    EXTENDS = frozenset({"step", "spectrum", "insert"})  # decays of channels come in each chunk
     OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16)}
 
@@ -77,10 +79,12 @@ class Mamba1(RecurrentMixer):
         dt_BLE = dense(d_BLR, self.dt_up[...]).astype(f32) + self.dt_bias[...]
         # Padding passes no time.
         dt_BLE = jnp.where(there_BL[..., None], jax.nn.softplus(dt_BLE), 0)
+        own = spec.extension
+        dt_BLE, _ = interventions.scaled(own, dt_BLE, context)
         y_BLE, h_BEN = selective_scan(
-            x_BLE,
+            x_BLE if own.insert == 1 else own.insert * x_BLE,
             dt_BLE,
-            -jnp.exp(self.A_log[...]),
+            -interventions.rate(own, self.A_log[...]),
             b_BLN,
             c_BLN,
             before.memory,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import GatedNorm
 from lcm.nn.recurrent import (
@@ -15,7 +16,7 @@ from lcm.nn.recurrent import (
     step_biases,
 )
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_matrix, short_conv
+from lcm.ops.recurrence import short_conv
 from lcm.types import Context, Hidden
 
 
@@ -30,6 +31,7 @@ class Mamba2(RecurrentMixer):
     `transformers` A is not.
     """
 
+    EXTENDS = interventions.ALL
     PACED = True  # times between tokens may scale dt, as in IC-Mamba (arXiv:2502.04655)
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -69,16 +71,17 @@ class Mamba2(RecurrentMixer):
         dt_BLH = jnp.where(
             there_BL[..., None], jax.nn.softplus(dt_BLH), 0
         )  # padding passes no time
-        if context.pace_BL is not None:
-            dt_BLH *= context.pace_BL[..., None]
-        y_BLHP, S_BHNP = op_matrix(
+        y_BLHP, S_BHNP = interventions.matrix(
+            spec.extension,
+            context,
             c_BLGN,
             b_BLGN,
             (x_BLHP * dt_BLH[..., None]).astype(x_BLHP.dtype),
-            -jnp.exp(self.A_log[...]) * dt_BLH,
-            S0_BHNP=before.memory,
-            reset_BL=reset_BL,
-            chunk=spec.recurrence_chunk,
+            -interventions.rate(spec.extension, self.A_log[...]) * dt_BLH,
+            None,
+            before.memory,
+            reset_BL,
+            spec.recurrence_chunk,
         )
         y_BLHP += self.D[...].astype(x_BLHP.dtype)[:, None] * x_BLHP
         gate_BLE = dense(u_BLD, self.z[...])
