@@ -23,7 +23,7 @@ from lcm.nn.s5 import S5
 from lcm.nn.slstm import SLSTM
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
-from lcm.types import Context, Hidden
+from lcm.types import Array, Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
 # is a pytree of its own or None and shared holds parameters of the position encoding, and with the
@@ -86,6 +86,10 @@ class Block(nnx.Module):
 
     def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
         return getattr(self, norm)(y_BLD) if hasattr(self, norm) else y_BLD
+
+    def importance(self, x_BLD: Hidden, context: Context) -> Array:
+        """How large the steps of a layer's recurrence are, `[B, L]`, of mixers that have some."""
+        return self.mixer.importance(self.mixer_norm(x_BLD), context)
 
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""

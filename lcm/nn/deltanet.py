@@ -12,7 +12,7 @@ from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.recurrent import step_biases
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
-from lcm.types import Array, Hidden
+from lcm.types import Array, Context, Hidden
 
 RANK = 128  # of KDA's decays and gate, at the most
 
@@ -58,14 +58,23 @@ class DeltaNet(LinearMixer):
         return LinearMixer.flops(spec, length) + 2 * spec.width * spec.heads + erased
 
 
-class GatedDeltaNet(DeltaNet):
+class Gated(DeltaNet):
+    """What the delta rules with a decay share."""
+
+    EXTENDS = interventions.ALL - {"window"}
+
+    def importance(self, u_BLD: Hidden, context: Context) -> Array:
+        """The norm of a token's log-decays, in place of the steps of Mamba, `[B, L]`."""
+        log_decay = self.log_decay(u_BLD)
+        return jnp.linalg.norm(log_decay.reshape(*log_decay.shape[:2], -1), axis=-1)
+
+
+class GatedDeltaNet(Gated):
     """Gated DeltaNet (Yang et al., arXiv:2412.06464), the linear layer of Qwen3-Next.
 
     l_t = -exp(A_log) softplus(u W_a + dt_bias)                   a number a head
     S_t = exp(l_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
     """
-
-    EXTENDS = interventions.ALL - {"window"}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -82,7 +91,7 @@ class GatedDeltaNet(DeltaNet):
         return DeltaNet.flops(spec, length) + 2 * spec.width * spec.heads
 
 
-class KDA(DeltaNet):
+class KDA(Gated):
     """Kimi delta attention (Kimi team, arXiv:2510.26692): Gated DeltaNet's decay by channel.
 
     l_t = -exp(A_log) softplus(u W_1 W_2 + dt_bias)               a number a channel of a head
@@ -90,8 +99,6 @@ class KDA(DeltaNet):
 
     The gate of the output is a sigmoid, of a matrix of low rank as well.
     """
-
-    EXTENDS = interventions.ALL - {"window"}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)

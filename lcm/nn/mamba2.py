@@ -17,7 +17,7 @@ from lcm.nn.recurrent import (
 )
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import short_conv
-from lcm.types import Context, Hidden
+from lcm.types import Array, Context, Hidden
 
 
 class Mamba2(RecurrentMixer):
@@ -67,10 +67,7 @@ class Mamba2(RecurrentMixer):
         bc = jax.nn.silu(bc).reshape(batch, length, 2 * spec.groups, spec.state)
         b_BLGN, c_BLGN = jnp.split(bc, 2, axis=2)
 
-        dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
-        dt_BLH = jnp.where(
-            there_BL[..., None], jax.nn.softplus(dt_BLH), 0
-        )  # padding passes no time
+        dt_BLH = jnp.where(there_BL[..., None], self._steps(u_BLD), 0)  # padding passes no time
         y_BLHP, S_BHNP = interventions.matrix(
             spec.extension,
             context,
@@ -88,6 +85,14 @@ class Mamba2(RecurrentMixer):
         out_BLD = dense(self.norm(y_BLHP.reshape(gate_BLE.shape), gate_BLE), self.out[...])
         after = RecurrentState(S_BHNP, (x_tail, bc_tail), before.segment_B)
         return out_BLD, None if state is None else after
+
+    def _steps(self, u_BLD: Hidden) -> Array:
+        dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
+        return jax.nn.softplus(dt_BLH)
+
+    def importance(self, u_BLD: Hidden, context: Context) -> Array:
+        """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`."""
+        return jnp.linalg.norm(self._steps(u_BLD), axis=-1)
 
     @staticmethod
     def init_state(
