@@ -42,7 +42,7 @@ class Scale(NamedTuple):
     scored: int
 
 
-CPU = Scale(("mamba2", "gated_deltanet"), (2, 8, 32), 8, (2, 4, 8, 16), 32, 48, 64, 4, 32, 400, 256)
+CPU = Scale(("mamba2",), (32, 8, 2), 4, (2, 4, 8, 16), 16, 24, 64, 4, 32, 700, 256)
 TINY = Scale(("mamba2",), (2, 4), 2, (1, 2), 4, 8, 16, 2, 4, 4, 8)
 
 
@@ -51,7 +51,7 @@ def config_of(sizes: Scale, mixer: str, state: int) -> ConfigDict:
     return config.override(
         config.base(),
         [
-            *("model.depth=2", "model.mlp=none", f"model.pattern={mixer}", "model.expand=1"),
+            *("model.depth=2", "model.mlp=none", f"model.pattern={mixer}", "model.expand=2"),
             *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", f"model.state={state}"),
             *(
                 f"model.vocab={2 * sizes.keys + 1}",
@@ -97,12 +97,12 @@ def run(workdir: pathlib.Path, scale: str) -> None:
             name = f"{mixer}, N={state}"
             one = results[name] = studied(sizes, mixer, state, workdir / f"{mixer}_{state}")
             accuracy = [number(x, 3) for x in one["accuracy"].values()]
-            rows.append([name, f"{state * sizes.width:,}", f"{one['parameters']:,}", *accuracy])
+            rows.append([name, f"{2 * state * sizes.width:,}", f"{one['parameters']:,}", *accuracy])
             print(f"{name:24}" + "".join(f"{word:>10}" for word in rows[-1][1:]))
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     text = [
         f"Trained on {sizes.pairs} pairs of {sizes.keys} keys and values, {sizes.steps} steps of "
-        f"{sizes.rows} rows; a state has N numbers for each of {sizes.width} channels a layer. "
+        f"{sizes.rows} rows; a state has N numbers for each of {2 * sizes.width} channels a layer. "
         f"By chance {1 / sizes.keys:.3f} are right."
     ]
     table = Table("Accuracy by pairs, those trained on and others", header, rows)
