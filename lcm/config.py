@@ -56,6 +56,11 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "tokens of a recurrence computed at once; 0 chooses by the device",
     ),
     "model.options": ("", "what only this mixer has, NAME=VALUE,...; see OPTIONS of its class"),
+    "model.extension": (
+        "",
+        "what is done to recurrences so that they read longer, such as step=0.5 or window=4096; "
+        "see lcm.nn.interventions",
+    ),
     "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),
@@ -90,6 +95,12 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "train.ema": (0.0, "decay of a moving average of the parameters; 0 keeps none"),
     "train.init": ("", "workdir of a run whose parameters this one begins with; empty: fresh ones"),
     "train.only": ("", "regular expression: parameters whose path has it are trained; empty: all"),
+    "train.initial_state": (
+        "zero",
+        "what recurrent states begin with: zero, noise, fitted (to final ones), passed (of other "
+        "rows of the batch before) or continued (of the same, whose text goes on)",
+    ),
+    "train.initial_std": (0.1, "standard deviation of train.initial_state=noise"),
     "train.placement": ("plain", "where training tokens stand; its fields follow"),
     "train.log_every": (10, "steps between lines of metrics"),
     "train.position_bins": (16, "bins of the loss by position in the metrics"),
@@ -128,6 +139,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.weight_decay": (0, math.inf),
     "train.clip": (0, math.inf),
     "train.z_loss": (0, math.inf),
+    "train.initial_std": (0, math.inf),
     "eval.multiples": (1, 2**31),
     "eval.tokens": (0, 2**31),
     "eval.batch_tokens": (1, 2**31),

@@ -28,7 +28,8 @@ def passed(state: State) -> State:
     """A state that the next rows may begin with, through which no gradient goes.
 
     For those to go on from it they must be of the segment of its last token, which is 1 in rows
-    that are one document; of texts that go on, this is truncated backpropagation through time.
+    that are one document, or made so by `joined`; of texts that go on, this is truncated
+    backpropagation through time.
     """
     return jax.lax.stop_gradient(state)
 
@@ -56,6 +57,24 @@ def drawn(key: jax.Array, fit: Fit, state: State, segment: int = 1) -> State:
 
     memories = jax.tree.map(draw, keys, fit.mean, fit.std, like)
     return _with(state, memories, segment)
+
+
+def rows(state: State, row_B: Array) -> State:
+    """The states of some rows, in any order."""
+    layers = jax.tree.map(lambda x: x[:, row_B], state.layers)
+    return State(state.used_B[row_B], layers)
+
+
+def joined(state: State, segment_B: Array) -> State:
+    """The state as that of a token of these segments, so that tokens of them go on from it."""
+
+    def change(layer: Any) -> Any:
+        if not isinstance(layer, RecurrentState):
+            return layer
+        own = jnp.broadcast_to(segment_B, layer.segment_B.shape)
+        return RecurrentState(layer.memory, layer.tails, own)
+
+    return State(state.used_B, tuple(map(change, state.layers)))
 
 
 def norms(state: State) -> Any:

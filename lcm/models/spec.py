@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from lcm import positions
 from lcm.errors import ConfigError
-from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec
+from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
+from lcm.nn.interventions import Extension
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
@@ -85,6 +86,11 @@ def spec(cfg: Any) -> ModelSpec:
         )
     _one_of("model.context_attention", model.context_attention, attention.METHODS)
     _one_of("mesh.order", cfg.mesh.order, attention.ORDERS)
+    if model.extension and set(_mixers(model)) == {"attention"}:
+        raise ConfigError(
+            f"model.extension={model.extension!r} is of recurrent layers, and model.pattern has "
+            "attention alone: leave it empty, and choose model.positions instead"
+        )
     over = attention.Spread(model.context_attention, cfg.mesh.order)
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
     layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
@@ -108,6 +114,13 @@ def spec(cfg: Any) -> ModelSpec:
     encoding = encoding.resolved(description.placed.dims)
     encoding.check(description.placed.dims)
     return dataclasses.replace(description, positions=encoding)
+
+
+def _mixers(model: Any) -> list[str]:
+    return [
+        dict(model.kinds.get(kind, {})).get("mixer", kind if kind in MIXERS else model.mixer)
+        for kind in model.pattern
+    ]
 
 
 def _layer(model: Any, kind: str, length: int) -> LayerSpec:
@@ -171,6 +184,7 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         backend=get("backend"),
         **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
         options=_options(where, MIXERS[get("mixer")], get("options")),
+        extension=_extension(where, MIXERS[get("mixer")], get("extension"), overrides),
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
@@ -205,6 +219,13 @@ def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
                 f"{most}; {name}={mixer.OPTIONS[name]} is what it has if nothing is said"
             )
     return tuple(sorted(options.items()))
+
+
+def _extension(where: str, mixer: Any, given: str, overrides: Any) -> Extension:
+    """What is done to a recurrence; attention is left alone by what is said of all layers."""
+    if mixer is MIXERS["attention"] and "extension" not in overrides:
+        return Extension()
+    return interventions.parsed(where, given, getattr(mixer, "EXTENDS", frozenset()))
 
 
 # What an attention layer has nothing of.
@@ -259,6 +280,7 @@ LAYER_KEYS = frozenset(
         "positions",
         "backend",
         "options",
+        "extension",
         *RECURRENT_KEYS,
     ]
 )

@@ -100,6 +100,10 @@ class Block(nnx.Module):
         """What the mixer of a first layer hands on to those of all layers, if it has such."""
         return self.mixer.first_values(self.mixer_norm(x_BLD), context, state)
 
+    def importance(self, x_BLD: Hidden, context: Context) -> Array:
+        """How large the steps of a layer's recurrence are, `[B, L]`, of mixers that have some."""
+        return self.mixer.importance(self.mixer_norm(x_BLD), context)
+
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""
         return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.recurrent import step_biases
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
-from lcm.types import Array, Hidden
+from lcm.types import Array, Context, Hidden
 
 RANK = 128  # of KDA's decays and gate, at the most
 
@@ -28,6 +29,7 @@ class DeltaNet(LinearMixer):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"negative": False}
     convolves = True
+    EXTENDS = interventions.LINEAR - {"window"}  # what is erased depends on what is there
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -56,7 +58,18 @@ class DeltaNet(LinearMixer):
         return LinearMixer.flops(spec, length) + 2 * spec.width * spec.heads + erased
 
 
-class GatedDeltaNet(DeltaNet):
+class Gated(DeltaNet):
+    """What the delta rules with a decay share."""
+
+    EXTENDS = interventions.ALL - {"window"}
+
+    def importance(self, u_BLD: Hidden, context: Context) -> Array:
+        """The norm of a token's log-decays, in place of the steps of Mamba, `[B, L]`."""
+        log_decay = self.log_decay(u_BLD)
+        return jnp.linalg.norm(log_decay.reshape(*log_decay.shape[:2], -1), axis=-1)
+
+
+class GatedDeltaNet(Gated):
     """Gated DeltaNet (Yang et al., arXiv:2412.06464), the linear layer of Qwen3-Next.
 
     l_t = -exp(A_log) softplus(u W_a + dt_bias)                   a number a head
@@ -71,14 +84,14 @@ class GatedDeltaNet(DeltaNet):
 
     def log_decay(self, u_BLD: Hidden) -> Array:
         dt_BLH = dense(u_BLD, self.a[...]).astype(jnp.float32) + self.dt_bias[...]
-        return -jnp.exp(self.A_log[...]) * jax.nn.softplus(dt_BLH)
+        return -interventions.rate(self.spec.extension, self.A_log[...]) * jax.nn.softplus(dt_BLH)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         return DeltaNet.flops(spec, length) + 2 * spec.width * spec.heads
 
 
-class KDA(DeltaNet):
+class KDA(Gated):
     """Kimi delta attention (Kimi team, arXiv:2510.26692): Gated DeltaNet's decay by channel.
 
     l_t = -exp(A_log) softplus(u W_1 W_2 + dt_bias)               a number a channel of a head
@@ -101,7 +114,8 @@ class KDA(DeltaNet):
     def log_decay(self, u_BLD: Hidden) -> Array:
         dt = dense(dense(u_BLD, self.decay_down[...]), self.decay_up[...]).astype(jnp.float32)
         dt_BLHN = (dt + self.dt_bias[...]).reshape(*u_BLD.shape[:2], self.spec.heads, -1)
-        return -jnp.exp(self.A_log[...])[:, None] * jax.nn.softplus(dt_BLHN)
+        rate_H = interventions.rate(self.spec.extension, self.A_log[...])
+        return -rate_H[:, None] * jax.nn.softplus(dt_BLHN)
 
     def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:
         gate = dense(dense(u_BLD, self.gate_down[...]), self.gate_up[...])

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
+from lcm.nn.interventions import Extension
 from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_matrix, short_conv
+from lcm.ops.recurrence import short_conv
 from lcm.types import Array, Context, Hidden
 
 
@@ -48,6 +50,7 @@ class LinearMixer(RecurrentMixer):
     """
 
     convolves = False
+    EXTENDS = interventions.LINEAR
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec = spec
@@ -96,9 +99,12 @@ class LinearMixer(RecurrentMixer):
         log_decay: Array,
         S0_BHNP: Array,
         erase: tuple[Array, Array] | None = None,
+        extension: Extension | None = None,
     ) -> tuple[Array, Array]:
         """The recurrence within the documents of what is given; padding keeps the state."""
-        return op_matrix(
+        return interventions.matrix(
+            extension or self.spec.extension,
+            given.context if extension is None else given.context._replace(pace_BL=None),
             q_BLGN,
             k_BLGN,
             v_BLHP,
@@ -106,7 +112,7 @@ class LinearMixer(RecurrentMixer):
             erase,
             S0_BHNP,
             given.reset_BL,
-            chunk=self.spec.recurrence_chunk,
+            self.spec.recurrence_chunk,
         )
 
     def gated(self, y_BLHP: Array, u_BLD: Hidden) -> Array:

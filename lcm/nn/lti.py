@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_diag
 from lcm.types import Array, Context, Hidden
 
 
@@ -32,6 +32,8 @@ class DiagonalSystem(Output):
     negated, so that it is one matmul each.
     """
 
+    EXTENDS = interventions.LINEAR
+
     @classmethod
     def size(cls, spec: LayerSpec) -> int:
         """P."""
@@ -49,12 +51,14 @@ class DiagonalSystem(Output):
         a_P, s_P = self.rates()
         there_BL1 = there_BL[..., None]
         read_BLP = as_complex(dense(x_BLD, self.B[...]).astype(jnp.float32))
-        h_BLP, last_BP = op_diag(
+        h_BLP, last_BP = interventions.diagonal(
+            spec.extension,
+            context,
             jnp.where(there_BL1, a_P, 1),  # padding keeps h and writes nothing
             jnp.where(there_BL1, s_P * read_BLP, 0),
             before.memory["re"] + 1j * before.memory["im"],
             reset_BL,
-            chunk=spec.recurrence_chunk,
+            spec.recurrence_chunk,
         )
         parts_BLQ = jnp.concatenate([h_BLP.real, h_BLP.imag], -1)
         y_BLD = dense(parts_BLQ, self.C[...]) + self.D[...] * x_BLD

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import (
@@ -37,6 +38,7 @@ class Mamba1(RecurrentMixer):
     as in Jamba (arXiv:2403.19887).
     """
 
+    EXTENDS = frozenset({"step", "spectrum", "insert"})  # decays of channels come in each chunk
     OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16)}
 
@@ -64,23 +66,22 @@ class Mamba1(RecurrentMixer):
     def __call__(
         self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
     ) -> tuple[Hidden, RecurrentState | None]:
-        spec, f32 = self.spec, jnp.float32
+        spec = self.spec
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(u_BLD)), context)
         x_BLE, taps, (tail,) = dense(u_BLD, self.x[...]), self.conv[:, 0], before.tails
         x_BLE, tail = short_conv(x_BLE, taps, self.conv_bias[...], tail, reset_BL, there_BL)
         x_BLE = jax.nn.silu(x_BLE)
 
-        d_BLR = dense(x_BLE, self.dt_down[...])
         b_BLN, c_BLN = jnp.split(dense(x_BLE, self.bc[...]), 2, -1)
         if spec.option("normed"):
-            d_BLR, b_BLN, c_BLN = self.dt_norm(d_BLR), self.b_norm(b_BLN), self.c_norm(c_BLN)
-        dt_BLE = dense(d_BLR, self.dt_up[...]).astype(f32) + self.dt_bias[...]
-        # Padding passes no time.
-        dt_BLE = jnp.where(there_BL[..., None], jax.nn.softplus(dt_BLE), 0)
+            b_BLN, c_BLN = self.b_norm(b_BLN), self.c_norm(c_BLN)
+        dt_BLE = jnp.where(there_BL[..., None], self._steps(x_BLE), 0)  # padding passes no time
+        own = spec.extension
+        dt_BLE, _ = interventions.scaled(own, dt_BLE, context)
         y_BLE, h_BEN = selective_scan(
-            x_BLE,
+            x_BLE if own.insert == 1 else own.insert * x_BLE,
             dt_BLE,
-            -jnp.exp(self.A_log[...]),
+            -interventions.rate(own, self.A_log[...]),
             b_BLN,
             c_BLN,
             before.memory,
@@ -91,6 +92,21 @@ class Mamba1(RecurrentMixer):
         out_BLD = dense(y_BLE * jax.nn.silu(dense(u_BLD, self.z[...])), self.out[...])
         after = RecurrentState(h_BEN, (tail,), before.segment_B)
         return out_BLD, None if state is None else after
+
+    def _steps(self, x_BLE: Array) -> Array:
+        d_BLR = dense(x_BLE, self.dt_down[...])
+        d_BLR = self.dt_norm(d_BLR) if self.spec.option("normed") else d_BLR
+        dt_BLE = dense(d_BLR, self.dt_up[...]).astype(jnp.float32) + self.dt_bias[...]
+        return jax.nn.softplus(dt_BLE)
+
+    def importance(self, u_BLD: Hidden, context: Context) -> Array:
+        """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`; of rows without a state
+        before them."""
+        before, reset_BL, there_BL = entered(None, self.init_state(self.spec, len(u_BLD)), context)
+        x_BLE, (tail,) = dense(u_BLD, self.x[...]), before.tails
+        taps, bias = self.conv[:, 0], self.conv_bias[...]
+        x_BLE, _ = short_conv(x_BLE, taps, bias, tail, reset_BL, there_BL)
+        return jnp.linalg.norm(self._steps(jax.nn.silu(x_BLE)), axis=-1)
 
     @staticmethod
     def init_state(

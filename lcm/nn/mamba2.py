@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import GatedNorm
 from lcm.nn.recurrent import (
@@ -15,8 +16,8 @@ from lcm.nn.recurrent import (
     step_biases,
 )
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_matrix, short_conv
-from lcm.types import Context, Hidden
+from lcm.ops.recurrence import short_conv
+from lcm.types import Array, Context, Hidden
 
 
 class Mamba2(RecurrentMixer):
@@ -30,6 +31,7 @@ class Mamba2(RecurrentMixer):
     `transformers` A is not.
     """
 
+    EXTENDS = interventions.ALL
     PACED = True  # times between tokens may scale dt, as in IC-Mamba (arXiv:2502.04655)
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -65,26 +67,32 @@ class Mamba2(RecurrentMixer):
         bc = jax.nn.silu(bc).reshape(batch, length, 2 * spec.groups, spec.state)
         b_BLGN, c_BLGN = jnp.split(bc, 2, axis=2)
 
-        dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
-        dt_BLH = jnp.where(
-            there_BL[..., None], jax.nn.softplus(dt_BLH), 0
-        )  # padding passes no time
-        if context.pace_BL is not None:
-            dt_BLH *= context.pace_BL[..., None]
-        y_BLHP, S_BHNP = op_matrix(
+        dt_BLH = jnp.where(there_BL[..., None], self._steps(u_BLD), 0)  # padding passes no time
+        y_BLHP, S_BHNP = interventions.matrix(
+            spec.extension,
+            context,
             c_BLGN,
             b_BLGN,
             (x_BLHP * dt_BLH[..., None]).astype(x_BLHP.dtype),
-            -jnp.exp(self.A_log[...]) * dt_BLH,
-            S0_BHNP=before.memory,
-            reset_BL=reset_BL,
-            chunk=spec.recurrence_chunk,
+            -interventions.rate(spec.extension, self.A_log[...]) * dt_BLH,
+            None,
+            before.memory,
+            reset_BL,
+            spec.recurrence_chunk,
         )
         y_BLHP += self.D[...].astype(x_BLHP.dtype)[:, None] * x_BLHP
         gate_BLE = dense(u_BLD, self.z[...])
         out_BLD = dense(self.norm(y_BLHP.reshape(gate_BLE.shape), gate_BLE), self.out[...])
         after = RecurrentState(S_BHNP, (x_tail, bc_tail), before.segment_B)
         return out_BLD, None if state is None else after
+
+    def _steps(self, u_BLD: Hidden) -> Array:
+        dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
+        return jax.nn.softplus(dt_BLH)
+
+    def importance(self, u_BLD: Hidden, context: Context) -> Array:
+        """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`."""
+        return jnp.linalg.norm(self._steps(u_BLD), axis=-1)
 
     @staticmethod
     def init_state(

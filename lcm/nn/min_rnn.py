@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.dense import dense, matrix
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_diag
 from lcm.types import Array, Context, Hidden
 
 
@@ -24,6 +24,7 @@ class MinRNN(RecurrentMixer):
     Without a convolution: another layer may have it.
     """
 
+    EXTENDS = interventions.LINEAR
     gates: ClassVar[tuple[str, ...]]
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -42,12 +43,14 @@ class MinRNN(RecurrentMixer):
         opened = [dense(x_BLD, getattr(self, name)[...]).astype(f32) for name in self.gates]
         keep_BLE, write_BLE = self.shares(*opened)
         candidate_BLE = positive(dense(x_BLD, self.candidate[...]).astype(f32))
-        h_BLE, last_BE = op_diag(
+        h_BLE, last_BE = interventions.diagonal(
+            spec.extension,
+            context,
             jnp.where(there_BL1, keep_BLE, 1),  # padding keeps h and writes nothing
             jnp.where(there_BL1, write_BLE * candidate_BLE, 0),
             before.memory,
             reset_BL,
-            chunk=spec.recurrence_chunk,
+            spec.recurrence_chunk,
         )
         out_BLD = biased(self, "out", dense(h_BLE.astype(x_BLD.dtype), self.out[...]))
         return out_BLD, None if state is None else RecurrentState(last_BE, (), before.segment_B)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.linear import LinearMixer, Projected
 from lcm.nn.norm import CentredNorm
@@ -47,13 +48,19 @@ class MLSTM(LinearMixer):
         memory, reset_BL = given.memory, given.reset_BL
         i_BLH = given.there(self._preactivation("i", given.u_BLD), -jnp.inf)
         f_BLH = given.there(jax.nn.log_sigmoid(self._preactivation("f", given.u_BLD)))
+        # Gates are scaled before the maxima, which are of what is written and kept.
+        f_BLH, gain = interventions.scaled(self.spec.extension, f_BLH, given.context)
+        i_BLH += jnp.log(gain)
         m_BLH, before_BLH = log_maxima(i_BLH, f_BLH, memory["m"], reset_BL)
         decay_BLH = jnp.where(reset_BL[..., None], 0, f_BLH + before_BLH - m_BLH)
         # Of the values, which heads do not share, and as 0 of padding.
         write_BLH1 = jnp.exp(i_BLH - m_BLH)[..., None]
         v = (counted(given).astype(jnp.float32) * write_BLH1).astype(given.v_BLHP.dtype)
         q = given.q_BLGN * self.spec.state**-0.5
-        y_BLHP, C_BHNP = self.run(given, q, given.k_BLGN, v, decay_BLH, memory["C"])
+        alone = self.spec.extension.alone
+        y_BLHP, C_BHNP = self.run(
+            given, q, given.k_BLGN, v, decay_BLH, memory["C"], extension=alone
+        )
         y_BLHP = y_BLHP.astype(jnp.float32)
         floor = jnp.maximum(jnp.abs(y_BLHP[..., -1:]), jnp.exp(-m_BLH)[..., None])
         y_BLHP = (y_BLHP[..., :-1] / (floor + EPS)).astype(v.dtype)

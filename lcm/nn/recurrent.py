@@ -1,7 +1,7 @@
 """What recurrent mixers share: the state of a row whatever its length, and convolutions."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,12 @@ from lcm.types import Array, Context, Hidden
 
 
 class RecurrentMixer(nnx.Module):
-    """A mixer whose state has one size at any length: it keeps no token apart."""
+    """A mixer whose state has one size at any length: it keeps no token apart.
+
+    `EXTENDS` names what `lcm.nn.interventions` may do to its recurrence.
+    """
+
+    EXTENDS: ClassVar[frozenset[str]] = frozenset()
 
     @staticmethod
     def whole(spec: LayerSpec) -> bool:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.dense import dense, matrix
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_diag, short_conv
+from lcm.ops.recurrence import short_conv
 from lcm.types import Array, Context, Hidden
 
 SHARPNESS = 8.0  # c of the paper
@@ -23,6 +24,8 @@ class RGLRU(RecurrentMixer):
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t                            h_1 = i_1 x_1
     out = (h gelu(u W_y)) W_out
     """
+
+    EXTENDS = interventions.LINEAR
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, inner = spec, spec.inner
@@ -55,12 +58,14 @@ class RGLRU(RecurrentMixer):
         log_a_BLM = jnp.where(there_BL[..., None], log_a_BLM, 0)  # padding keeps h: a = 1
         share_BLM = _sqrt(-jnp.expm1(2 * log_a_BLM))
         share_BLM = jnp.where(reset_BL[..., None], 1, share_BLM)
-        h_BLM, last_BM = op_diag(
+        h_BLM, last_BM = interventions.diagonal(
+            spec.extension,
+            context,
             jnp.exp(log_a_BLM),
             share_BLM * i_BLM * x_BLM,
             before.memory,
             reset_BL,
-            chunk=spec.recurrence_chunk,
+            spec.recurrence_chunk,
         )
         y_BLM = jax.nn.gelu(biased(self, "y", dense(u_BLD, self.y[...])), approximate=True)
         out_BLD = dense(h_BLM.astype(u_BLD.dtype) * y_BLM, self.out[...])

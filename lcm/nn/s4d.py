@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from lcm.errors import ConfigError
+from lcm.nn import interventions
 from lcm.nn.lti import Output, held
 from lcm.nn.recurrent import RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
@@ -30,6 +31,7 @@ class S4D(Output):
     0.5 reads rows of twice the rate.
     """
 
+    EXTENDS = frozenset({"step", "spectrum"})  # of a step its exact integral is written
     OPTIONS: ClassVar[dict[str, Any]] = {"step": 1.0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"step": (1e-6, 1e6)}
 
@@ -74,8 +76,9 @@ class S4D(Output):
 
     def system(self) -> tuple[Array, Array, Array]:
         """What a state keeps, what is written of a token, and C, all complex64 `[D, M]`."""
-        rate = jax.lax.complex(-jnp.exp(self.A_log[...]), self.A_im[...])
-        dt_D = jnp.exp(self.dt_log[...]) * self.spec.option("step")
+        own = self.spec.extension
+        rate = jax.lax.complex(-interventions.rate(own, self.A_log[...]), self.A_im[...])
+        dt_D = jnp.exp(self.dt_log[...]) * (self.spec.option("step") * own.step)
         a_DM, less_DM = held(rate * dt_D[:, None])
         return a_DM, less_DM / rate, jax.lax.complex(self.C[..., 0], self.C[..., 1])
 

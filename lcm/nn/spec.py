@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from lcm.nn.interventions import Extension
 from lcm.ops.attention import Spread
 from lcm.positions import Dims, PositionEncoding
 
@@ -41,6 +42,7 @@ class LayerSpec:
     recurrence_chunk: int
     options: tuple[tuple[str, Any], ...] = ()
     over: Spread = Spread()  # noqa: RUF009, frozen
+    extension: Extension = Extension()  # noqa: RUF009, frozen
 
     @property
     def inner(self) -> int:

@@ -13,6 +13,9 @@ _CHANNELS = PartitionSpec(None, "tensor")
 
 # The first rule whose pattern is found in a path decides. Layers have a leading axis of their own.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"carried/(mean|std)/", PartitionSpec()),
+    (r"carried/position_B$", PartitionSpec(("data", "fsdp"))),
+    (r"carried/layers/", PartitionSpec(None, ("data", "fsdp"))),  # states of rows, by layer
     (r"embedding/table$", PartitionSpec("tensor", "fsdp")),
     (r"head/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"layers/\w+/mixer/(q|k|v|r|g|gate)$", PartitionSpec(None, "fsdp", "tensor")),

@@ -203,6 +203,8 @@ def _check_fits(folder: pathlib.Path, meta: dict[str, Any], items: dict[str, Any
 
 def _items(state: TrainState) -> dict[str, Any]:
     train = {"step": state.step, "opt_state": state.opt_state, "average": state.average}
+    if state.carried is not None:  # which earlier checkpoints have not
+        train["carried"] = state.carried
     return {"params": state.params, "train": train}
 
 

@@ -17,7 +17,7 @@ from lcm import config, models, parallel, positions
 from lcm.data import pipeline, tokenizers
 from lcm.errors import ConfigError, TrainingError
 from lcm.progress import progress
-from lcm.training import checkpoints, workdir
+from lcm.training import carry, checkpoints, workdir
 from lcm.training.metrics import Metrics
 from lcm.training.optimizers import optimizer, schedule
 from lcm.training.step import TrainState, init_state, make_step
@@ -44,6 +44,11 @@ def check(cfg: ConfigDict) -> None:
     parallel.make(cfg)
     optimizer(cfg.train)
     positions.make_placement(cfg.train.placement).check(cfg.data.length)
+    if cfg.train.initial_state == "continued":
+        raise ConfigError(
+            "train.initial_state=continued needs rows that go on from batch to batch, and those of "
+            "a corpus are shuffled: set it to passed, or give lcm.training.seeds such batches"
+        )
     if cfg.train.init:
         _check_init(cfg)
     abstract_state(cfg)  # train.only names parameters
@@ -93,7 +98,8 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
     layout = jax.tree.map(lambda leaf: leaf.sharding, like)
     restored = checkpoints.restore(folder, like)
     if restored is None:
-        begin = lambda key: init_state(spec, rule, key, cfg.train.ema)  # noqa: E731
+        carried = carry.init(spec, cfg.train)
+        begin = lambda key: init_state(spec, rule, key, cfg.train.ema, carried)  # noqa: E731
         state = jax.jit(begin, out_shardings=layout)(jax.random.key(cfg.seed))
         if cfg.train.init:
             state = _begun(cfg, state, layout)
@@ -158,7 +164,8 @@ def abstract_state(cfg: ConfigDict, mesh: Mesh | None = None) -> TrainState:
     """The train state of a config as shapes with shardings; on one device without a mesh."""
     spec, rule = models.spec(cfg), optimizer(cfg.train)
     shapes = jax.eval_shape(
-        lambda key: init_state(spec, rule, key, cfg.train.ema), jax.random.key(0)
+        lambda key: init_state(spec, rule, key, cfg.train.ema, carry.init(spec, cfg.train)),
+        jax.random.key(0),
     )
     if mesh is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

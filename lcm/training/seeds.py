@@ -22,7 +22,7 @@ from lcm import config, models, positions
 from lcm.errors import TrainingError
 from lcm.models import ModelSpec
 from lcm.progress import progress
-from lcm.training import checkpoints, workdir
+from lcm.training import carry, checkpoints, workdir
 from lcm.training.metrics import Metrics
 from lcm.training.optimizers import optimizer
 from lcm.training.step import PLACEMENT, TrainState, init_state, make_step
@@ -98,7 +98,8 @@ def _begin(
     """The stacked state of the newest checkpoint, or a first one, and the step it is of."""
     spec, rule = models.spec(cfg), optimizer(cfg.train)
     keys = _keys(seeds)
-    begin = jax.vmap(lambda key: init_state(spec, rule, key, cfg.train.ema))
+    carried = carry.init(spec, cfg.train)
+    begin = jax.vmap(lambda key: init_state(spec, rule, key, cfg.train.ema, carried))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),

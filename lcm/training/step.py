@@ -14,6 +14,7 @@ from lcm import parallel, positions
 from lcm.models import ModelSpec, decoder
 from lcm.ops.losses import cross_entropy
 from lcm.ops.placed import axes_in_use
+from lcm.training import carry
 from lcm.types import Array, Batch
 
 Metrics = dict[str, Array]
@@ -21,25 +22,31 @@ Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
 LOGITS = 2**27  # numbers of logits that a device holds at once, at the most
-PLACEMENT = 1  # apart from other uses of the seed
+PLACEMENT, STATES = 1, 2  # apart from other uses of the seed
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes; `average` is None unless `train.ema` asks for one."""
+    """Everything that a step changes; `average` is None unless `train.ema` asks for one, and
+    `carried`, what the next batch's recurrent states come from, unless `train.initial_state`."""
 
     step: Array
     params: Any
     opt_state: Any
     average: Any
+    carried: Any = None
 
 
 def init_state(
-    spec: ModelSpec, optimizer: optax.GradientTransformation, key: jax.Array, ema: float
+    spec: ModelSpec,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    ema: float,
+    carried: Any = None,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `carried` is what `carry.init` gives."""
     params = decoder.init(spec, key)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, carried)
 
 
 def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any) -> Step:
@@ -52,10 +59,15 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     train, length = cfg.train, cfg.data.length
     placement = positions.make_placement(train.placement)
     draws = jax.random.fold_in(jax.random.key(cfg.seed), PLACEMENT)
+    states = jax.random.fold_in(jax.random.key(cfg.seed), STATES)
     bins = min(train.position_bins, length)
+    carry.check(spec, train)
 
-    def loss(params: Any, batch: Batch) -> tuple[Array, Metrics]:
-        x_BLD, _ = decoder.hidden(spec, params, batch.tokens_BL, batch.context, None)
+    def loss(params: Any, given: tuple[Batch, Any]) -> tuple[Array, tuple[Metrics, Any]]:
+        batch, start = given[0], carry.rows_first(given[1])
+        context = carry.placed(spec, batch.context, start)
+        x_BLD, after = decoder.hidden(spec, params, batch.tokens_BL, context, start)
+        after = None if after is None else carry.rows_first(carry.ended(after, context))
         nll_BL, log_z_BL = _scored(spec, params, x_BLD, batch.targets_BL)
         weight_BL = batch.loss_weight_BL
         where_BL = jnp.minimum(batch.context.positions_BL * bins // length, bins - 1)
@@ -65,12 +77,18 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
             "nll_by_position": _by_bin(nll_BL * weight_BL, where_BL, bins),
             "weight_by_position": _by_bin(weight_BL, where_BL, bins),
         }
-        return sums["nll"] + train.z_loss * (log_z_BL**2 * weight_BL).sum(), sums
+        total = sums["nll"] + train.z_loss * (log_z_BL**2 * weight_BL).sum()
+        return total, (sums, after)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = placement(jax.random.fold_in(draws, state.step), batch, length)
         batch = parallel.arranged(batch, cfg.mesh.order)
-        gradient, sums = _accumulated(jax.grad(loss, has_aux=True), state.params, batch, train)
+        key = jax.random.fold_in(states, state.step)
+        start = carry.begin(spec, train, state.carried, state.step, key, batch.context)
+        given = batch, carry.rows_first(start)
+        gradient, (sums, after) = _accumulated(
+            jax.grad(loss, has_aux=True), state.params, given, train
+        )
         gradient = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = decoder.project(spec, optax.apply_updates(state.params, updates))
@@ -84,7 +102,8 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
             "grad_norm": optax.tree.norm(gradient),
             "loss_by_position": by_position,
         }
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        carried = carry.kept(train, carry.rows_first(after))
+        return TrainState(state.step + 1, params, opt_state, average, carried), metrics
 
     return step
 
@@ -131,21 +150,27 @@ def _score(spec: ModelSpec, output: Any, x_BLD: Array, targets_BL: Array) -> tup
     return cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
 
 
-def _accumulated(gradient: Callable, params: Any, batch: Batch, train: Any) -> tuple[Any, Metrics]:
-    """Sums of gradients and metrics over `train.accumulate` microbatches."""
+def _accumulated(
+    gradient: Callable, params: Any, given: tuple[Batch, Any], train: Any
+) -> tuple[Any, tuple[Metrics, Any]]:
+    """Sums of gradients and metrics over `train.accumulate` microbatches, and all rows' states."""
     parts = train.accumulate
     if parts == 1:
-        return gradient(params, batch)
+        return gradient(params, given)
     # Every parts-th row, so that a batch sharded over devices stays where it is.
     cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    micro = jax.tree.map(cut, batch)
+    whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])  # noqa: E731
+    micro = jax.tree.map(cut, given)
     first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first))
+    like, (sums, _) = jax.eval_shape(gradient, params, first)
+    zeros = jax.tree.map(jnp.zeros_like, (like, sums))
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    def add(total: Any, part: tuple[Batch, Any]) -> tuple[Any, Any]:
+        own, (sums, after) = gradient(params, part)
+        return jax.tree.map(jnp.add, total, (own, sums)), after
 
-    return jax.lax.scan(add, zeros, micro)[0]
+    (total, sums), after = jax.lax.scan(add, zeros, micro)
+    return total, (sums, jax.tree.map(whole, after))
 
 
 def _by_bin(values_BL: Array, where_BL: Array, bins: int) -> Array:

@@ -1,0 +1,132 @@
+"""States that grow beyond the length trained on, and how that goes with their size.
+
+    lcm reproduce state_collapse [--scale cpu|tiny]
+
+Chen et al. (2024, arXiv:2410.07145): a state that is large for the length of training never has to
+forget, and past that length it collapses. Mamba-2 of several N learns overwrite recall in short
+pieces and reads far longer streams; norms of its states are measured on the way.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from lcm import config, models, report
+from lcm.data.streams import OverwriteRecall
+from lcm.evaluation import recall
+from lcm.evaluation.remembrance import state_norms
+from lcm.report.tables import Table, number
+from lcm.training.seeds import one_seed, train_seeds
+from lcm.training.workdir import write_text
+from lcm.types import Batch
+
+SCALES = ("cpu", "tiny")
+SCORED = 1 << 20  # apart from the seeds of training
+
+
+class Scale(NamedTuple):
+    """How large a run is: pieces of `length` tokens, streams of `times` as many to measure on."""
+
+    states: tuple[int, ...]
+    keys: int
+    length: int
+    times: int
+    width: int
+    heads: int
+    rows: int
+    steps: int
+    streams: int
+
+
+CPU = Scale((8, 32, 128), 16, 32, 32, 64, 4, 16, 700, 16)
+TINY = Scale((2, 4), 4, 8, 4, 16, 2, 4, 4, 4)
+
+
+def config_of(sizes: Scale, state: int) -> ConfigDict:
+    """Two layers of Mamba-2 that differ in N alone."""
+    return config.override(
+        config.base(),
+        [
+            *("model.depth=2", "model.mlp=none", "model.pattern=mamba2", "model.expand=2"),
+            *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", f"model.state={state}"),
+            *(f"model.vocab={3 * sizes.keys}", f"model.embed_scale={math.sqrt(sizes.width)}"),
+            *(f"data.length={sizes.length}", f"train.batch={sizes.rows}"),
+            *(f"train.steps={sizes.steps}", "train.lr=3e-3", "train.schedule=wsd"),
+            *("train.final_lr=0.17", "train.weight_decay=0", "train.z_loss=0"),
+            *(f"train.warmup={min(50, sizes.steps // 2)}", f"checkpoint.every={sizes.steps}"),
+            *("checkpoint.keep=1", "train.log_every=50"),
+        ],
+    )
+
+
+def studied(sizes: Scale, state: int, folder: pathlib.Path) -> dict[str, Any]:
+    """Accuracy by band, and norms of each layer's states by place; what is finished is read."""
+    file = folder / "score.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    cfg, task = config_of(sizes, state), OverwriteRecall(sizes.keys)
+
+    def batch_at(seed: int, step: int) -> Batch:
+        return task.batch(task.rows((seed, step), sizes.rows, sizes.length))
+
+    params = one_seed(train_seeds(cfg, folder, [0], batch_at, title=f"N={state}"), 0)
+    longest = sizes.length * sizes.times
+    rows = task.rows((SCORED,), sizes.streams, longest)
+    right_BL, asked_BL = recall.answered(cfg, params, task.batch(rows))
+    (norms,) = state_norms(cfg, params, rows, sizes.length)
+    found = {
+        "accuracy": recall.by_band(right_BL, asked_BL, recall.bands(sizes.length, longest)),
+        "norms": norms.mean((2, 3)).T.tolist(),
+        "numbers": int(sum(x.size for x in models.init_state(cfg, 1, 1).layers[0].tails)),
+        "parameters": models.parameter_count(cfg),
+    }
+    found["numbers"] += models.init_state(cfg, 1, 1).layers[0].memory.size
+    write_text(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def forgets_after(numbers: int) -> float:
+    """Tokens of training from which a state of so many numbers learns to forget, by the paper's
+    line: 5.172 S - 4.469 thousand for S million, where that is more than nothing."""
+    return max(0.0, 5172 * numbers / 1e6 - 4469)
+
+
+def run(workdir: pathlib.Path, scale: str) -> None:
+    """Trains and measures what is not there yet, and writes `results.json` and the page."""
+    sizes = {"cpu": CPU, "tiny": TINY}[scale]
+    results = {f"N={n}": studied(sizes, n, workdir / f"N{n}") for n in sizes.states}
+    write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    spans = recall.bands(sizes.length, sizes.length * sizes.times)
+    names = ["T", *(f"{a // sizes.length}-{b // sizes.length} T" for a, b in spans[1:])]
+    places = [2**n for n in range(sizes.times.bit_length())]
+    accuracy = [[name, *(number(x, 3) for x in r["accuracy"])] for name, r in results.items()]
+    norms = [
+        [f"{name}, layer {i + 1}", *(number(layer[n - 1], 1) for n in places)]
+        for name, r in results.items()
+        for i, layer in enumerate(r["norms"])
+    ]
+    tables = [
+        Table("Accuracy by how far into a stream it is asked", ["", *names], accuracy),
+        Table("Mean norm of a head's state after", ["", *(f"{n} T" for n in places)], norms),
+    ]
+    for table in tables:
+        print(f"\n{table.caption}")
+        for row in (table.header, *table.rows):
+            print(f"{row[0]:18}" + "".join(f"{word:>9}" for word in row[1:]))
+    most = max(r["numbers"] for r in results.values())
+    text = [
+        f"Mamba-2 trained on {sizes.steps} steps of {sizes.rows} pieces of T={sizes.length} tokens "
+        f"with {sizes.keys} keys; states of up to {most:,} numbers. The paper's line for the "
+        f"training length from which a model forgets is of millions of them, and gives "
+        f"{forgets_after(most):,.0f} tokens here: it says nothing at this scale."
+    ]
+    command = f"lcm reproduce state_collapse --scale {scale} --workdir {workdir}"
+    sections = [
+        report.Section("Norms beyond the length trained on", text, tables),
+        report.provenance((), command),
+    ]
+    page = report.publish(sections, workdir / "report.html", title="States past their training")
+    print(f"\nwrote {page}")

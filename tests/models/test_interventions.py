@@ -1,0 +1,209 @@
+"""What is done to a recurrence from outside: against layers written out token by token."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcm import models
+from lcm.errors import ConfigError
+from lcm.nn import MIXERS, interventions
+from lcm.nn.functional import functional
+
+MAMBA2 = ("model.pattern=mamba2", "model.groups=2", "model.norm_eps=1e-5")
+RGLRU = ("model.pattern=rglru", "model.expand=1")
+EACH = ["step=0.5", "step=0.5,exact=True", "retain=0.9,insert=0.7", "window=5"]
+LENGTH, CUT, END = 21, 8, 19  # a document begins at CUT, and padding at END
+
+
+def layer(tiny, *keys):
+    """Functions of the first kind's mixer, its parameters, inputs and where they stand."""
+    spec = models.spec(tiny("model.depth=1", "model.mlp=none", "model.width=16", *keys)).layers[0]
+    mixer = functional(lambda rngs: MIXERS[spec.mixer](spec, rngs))
+    params = mixer.init(jax.random.key(0))
+    mixer = mixer._replace(apply=jax.jit(mixer.apply))
+    noise = jax.random.normal(jax.random.key(1), (2, LENGTH, 16))
+    context = models.default_context((2, LENGTH))
+    segments = jnp.where(jnp.arange(LENGTH) < CUT, 1, 2) * (jnp.arange(LENGTH) < END)
+    context = context._replace(segments_BL=jnp.broadcast_to(segments, (2, LENGTH)))
+    return spec, mixer, params, noise, context
+
+
+def documents():
+    """Where each lies."""
+    return slice(0, CUT), slice(CUT, END)
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def conv(x, taps, bias):
+    """Of one document, `[L, C]`."""
+    width = len(taps)
+    wide = np.concatenate([np.zeros((width - 1, x.shape[1])), x])
+    return bias + sum(taps[j] * wide[j : j + len(x)] for j in range(width))
+
+
+def changed(own, l):
+    """The decay of a log-decay and what writes are multiplied by, as the module's table says."""
+    gain = own.insert
+    if own.step != 1:
+        gain *= np.expm1(own.step * l) / np.expm1(l) if own.exact else own.step
+    return own.retain * np.exp(own.step * l), gain
+
+
+def state_at(decays, writes, window):
+    """The states of a document: all that has been written, or in the last places of the row."""
+    first = lambda t: 0 if not window else max(0, t - window + 1)  # noqa: E731
+    return np.stack(
+        [
+            sum(np.prod(decays[i + 1 : t + 1], axis=0) * writes[i] for i in range(first(t), t + 1))
+            for t in range(len(writes))
+        ]
+    )
+
+
+def mamba2_twin(own, spec, p, u):
+    """`[L, D]` of one document, float64."""
+    heads, size = spec.heads, spec.head_size
+    silu = lambda x: x * sigmoid(x)  # noqa: E731
+    x = silu(conv(u @ p["x"], p["conv_x"][:, 0], p["conv_x_bias"])).reshape(-1, heads, size)
+    bc = silu(conv(u @ p["bc"], p["conv_bc"][:, 0], p["conv_bc_bias"]))
+    b, c = np.split(bc.reshape(len(u), 2 * spec.groups, -1), 2, axis=1)
+    b, c = (np.repeat(each, heads // spec.groups, 1) for each in (b, c))
+    dt = softplus(u @ p["dt"] + p["dt_bias"])
+    decay, gain = changed(own, -np.exp(own.spectrum * p["A_log"]) * dt)
+    writes = np.einsum("lhn,lhp->lhnp", b, x * (dt * gain)[..., None])
+    S = state_at(decay[..., None, None], writes, own.window)
+    y = np.einsum("lhnp,lhn->lhp", S, c) + p["D"][:, None] * x
+    z = silu(u @ p["z"])
+    y = (y.reshape(z.shape) * z).reshape(len(u), spec.groups, -1)
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+    return (y.reshape(z.shape) * p["norm"]["scale"]) @ p["out"]
+
+
+def rglru_twin(own, spec, p, u):
+    x = conv(u @ p["x"], p["conv"][:, 0], p["conv_bias"])
+    opened = {}
+    for name in ("recurrence", "input"):
+        by_head = x.reshape(len(u), spec.heads, -1)
+        gate = np.einsum("lhi,hij->lhj", by_head, p[name]).reshape(x.shape)
+        opened[name] = sigmoid(gate + p[f"{name}_bias"])
+    l = -8 * opened["recurrence"] * softplus(p["a_param"])
+    share = np.sqrt(-np.expm1(2 * l))
+    share[0] = 1
+    decay, gain = changed(own, l)
+    h = state_at(decay, gain * share * opened["input"] * x, own.window)
+    gelu = np.asarray(jax.nn.gelu(u @ p["y"], approximate=True))
+    return (h * gelu) @ p["out"]
+
+
+def close_to_twin(tiny, keys, extension, twin):
+    spec, mixer, params, noise, context = layer(tiny, *keys, f"model.extension={extension}")
+    got, _ = mixer.apply(params, noise, context, None, {})
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    for row, places in itertools.product(range(2), documents()):
+        want = twin(spec.extension, spec, wide, np.asarray(noise[row, places], np.float64))
+        np.testing.assert_allclose(got[row, places], want, atol=3e-5)
+
+
+@pytest.mark.parametrize("extension", [*EACH, "spectrum=0.8"])
+def test_mamba_2_is_its_twin(tiny, extension):
+    close_to_twin(tiny, MAMBA2, extension, mamba2_twin)
+
+
+@pytest.mark.parametrize("extension", EACH)
+def test_rg_lru_is_its_twin(tiny, extension):
+    close_to_twin(tiny, RGLRU, extension, rglru_twin)
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "mlstm", "lru", "mamba1"])
+def test_what_says_nothing_changes_nothing(tiny, mixer):
+    keys = (f"model.pattern={mixer}",)
+    _, own, params, noise, context = layer(tiny, *keys)
+    plain, _ = own.apply(params, noise, context, None, {})
+    has = MIXERS[mixer].EXTENDS
+    nothing = {"step": 1, "spectrum": 1, "retain": 1, "insert": 1, "window": LENGTH}
+    text = ",".join(f"{name}={value}" for name, value in nothing.items() if name in has)
+    _, own, *_ = layer(tiny, *keys, f"model.extension={text}")
+    same, _ = own.apply(params, noise, context, None, {})
+    np.testing.assert_array_equal(same, plain)
+    changes = {"step": 0.5, "spectrum": 0.9, "retain": 0.9, "insert": 0.5, "window": 3}
+    text = ",".join(f"{name}={value}" for name, value in changes.items() if name in has)
+    _, own, *_ = layer(tiny, *keys, f"model.extension={text}")
+    other, _ = own.apply(params, noise, context, None, {})
+    assert np.isfinite(other).all() and abs(other - plain).max() > 1e-4
+
+
+def test_spectrum_is_of_the_rates_that_are_trained(tiny):
+    for mixer in ("kda", "mamba1", "s4d"):
+        keys = (f"model.pattern={mixer}",)
+        _, own, params, noise, context = layer(tiny, *keys)
+        want, _ = own.apply({**params, "A_log": 0.7 * params["A_log"]}, noise, context, None, {})
+        _, own, *_ = layer(tiny, *keys, "model.extension=spectrum=0.7")
+        got, _ = own.apply(params, noise, context, None, {})
+        np.testing.assert_allclose(got, want, atol=1e-6, err_msg=mixer)
+
+
+def test_what_the_mlstm_inserts_is_its_input_gate(tiny):
+    keys = "model.pattern=mlstm", "model.options=cap=0"
+    _, own, params, noise, context = layer(tiny, *keys)
+    biased = {**params, "i_bias": params["i_bias"] + np.log(3.0)}
+    want, _ = own.apply(biased, noise, context, None, {})
+    _, own, *_ = layer(tiny, *keys, "model.extension=insert=3")
+    np.testing.assert_allclose(own.apply(params, noise, context, None, {})[0], want, atol=1e-5)
+
+
+def test_exact_steps_in_number_are_one_step():
+    """n steps of 1 / n of one input, and n tokens of it."""
+    n, own = 4, interventions.Extension(step=0.25, exact=True)
+    l = jnp.full((1, n, 2), -0.8)
+    context = models.default_context((1, n))
+    a, gain = interventions.scaled(own, l, context)
+    h = 0.0
+    for t in range(n):
+        h = np.exp(a[0, t]) * h + gain[0, t] * 3.0
+    np.testing.assert_allclose(h, 3.0, rtol=1e-6)  # what one step writes into nothing
+    np.testing.assert_allclose(np.exp(a.sum(1)), np.exp(l[:, 0]), rtol=1e-6)
+
+
+def test_a_pace_of_nothing_leaves_a_token_out(tiny):
+    """For layers without convolutions it is as if it were padding, on which nothing depends."""
+    for mixer in ("gla", "mlstm", "lru"):
+        keys = (f"model.pattern={mixer}",)
+        _, own, params, noise, context = layer(tiny, *keys)
+        gone = context.positions_BL == 5
+        paced = context._replace(pace_BL=jnp.where(gone, 0.0, 1.0))
+        padded = context._replace(segments_BL=jnp.where(gone, 0, context.segments_BL))
+        got, _ = own.apply(params, noise, paced, None, {})
+        want, _ = own.apply(params, noise, padded, None, {})
+        np.testing.assert_allclose(got[:, 6:], want[:, 6:], atol=1e-5, err_msg=mixer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["model.extension=step=0.5"], "attention alone"),
+        (["model.pattern=mamba2", "model.extension=pace=2"], "'pace' is unknown"),
+        (["model.pattern=deltanet", "model.extension=window=9"], "window cannot be done"),
+        (["model.pattern=lstm", "model.extension=step=2"], "no extension"),
+        (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done"),
+        (["model.pattern=mamba2", "model.extension=retain=1.5"], "from 1e-06 to 1"),
+        (["model.pattern=mamba2", "model.extension=step=fast"], "write step as step=1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        models.spec(tiny(*keys))
+
+
+def test_a_window_has_no_state_to_go_on_from(tiny):
+    with pytest.raises(ConfigError, match="read texts in one piece"):
+        models.init_state(tiny("model.pattern=gla", "model.extension=window=4"), 1, 8)
