@@ -44,11 +44,12 @@ class _ChannelMix(RecurrentMixer):
     """Two matrices of `hidden` channels, or 4 D; the only state is the last token."""
 
     NAMES: ClassVar[tuple[str, ...]]
+    POWER: ClassVar[float]
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, hidden = spec, spec.width, _hidden(spec)
         for name in self.NAMES:
-            setattr(self, f"mix_{name}", mix(width, 1.0))
+            setattr(self, f"mix_{name}", mix(width, self.POWER))
         self.k = orthogonal(rngs, width, hidden)
         self.out = zeros(hidden, width)
 
@@ -86,6 +87,7 @@ class RWKV7Channels(_ChannelMix):
     """
 
     NAMES = ("k",)
+    POWER = (1 - MIDDLE) ** 3
 
 
 class RWKV6Channels(_ChannelMix):
@@ -95,6 +97,7 @@ class RWKV6Channels(_ChannelMix):
     """
 
     NAMES = ("k", "r")
+    POWER = 1.0
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)

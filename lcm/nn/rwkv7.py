@@ -1,5 +1,7 @@
 """The time mixing of RWKV-7: a delta rule with a decay and a rate of learning for each channel."""
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,12 @@ class RWKV7(RecurrentMixer):
 
     v_first are the values of the model's first layer, if that is such a layer as well: it hands
     them on (`first_values`); without, or in that layer, v stays as it is. Its releases have H P =
-    D and N = P = 64; they need `model.norm=layer` and a norm of the embeddings.
+    D and N = P = 64; they need `model.norm=layer` and a norm of the embeddings. Options
+    `decay_rank` and so on are ranks of the small matrices, which 0 derives from the width.
     """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {f"{name}_rank": 0 for name in RANKS}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {f"{n}_rank": (0, 2**16) for n in RANKS}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
@@ -138,7 +144,9 @@ class RWKV7(RecurrentMixer):
 
 
 def rank_of(spec: LayerSpec, name: str) -> int:
-    """The rank of a small matrix, a multiple of 32; as of the releases for heads of 64."""
+    """The rank of a small matrix: that of its option, or a multiple of 32."""
+    if given := spec.option(f"{name}_rank"):
+        return given
     size = RANKS[name] * spec.width**0.5 * spec.state / 64
     return max(32, round(size / 32) * 32)
 

@@ -119,6 +119,8 @@ def _checked(family: Family, source: Source, leaves: dict[str, Leaf], tied: bool
     wanted = tensor_shapes(leaves)
     for name, shape in wanted.items():
         if name not in names:
+            if any(re.search(pattern, name) for pattern in family.unused):
+                continue
             raise CheckpointError(
                 f"tensor {name} {shape} is missing: the file is not whole, or config.json is of "
                 "another model"
@@ -158,6 +160,10 @@ def _placed(
         if not into:  # those of another host
             continue
         # Converted as it lies: through a transpose that takes half as long again.
+        if name not in names:  # one of `Family.unused`
+            for ((first, _), *_), out in into:
+                out[layer - first] = 0
+            continue
         tensor = source.read(names[name]).astype(dtype, copy=False)
         own = leaf.weight.form.split(tensor, leaf.sizes, leaf.layer)[leaf.part]
         for ((first, _), *within), out in into:

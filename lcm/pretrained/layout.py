@@ -44,7 +44,7 @@ def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
     """
     shapes = _shapes(spec)
     homes = {
-        (at, "{n}" in weight.name, weight.mixer): (weight, part)
+        (at, "{" in weight.name, weight.mixer): (weight, part)
         for weight in family.weights
         for part, at in enumerate(weight.paths)
     }
@@ -65,7 +65,7 @@ def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: Mod
     layers = range(kind, spec.depth, len(spec.layers)) if prefix else range(1)
     return Leaf(
         shape=shapes[name],
-        names=tuple(weight.name.format(n=n) for n in layers),
+        names=tuple(weight.name.format(n=n, pair=n // 2) for n in layers),
         stacked=bool(prefix),
         weight=weight,
         part=part,

@@ -127,6 +127,7 @@ def test_ranks_and_initial_values_are_those_of_the_releases(tiny):
 
     class Spec:
         width, state = 768, 64
+        option = {}.get
 
     assert [rank_of(Spec, name) for name in ("decay", "rate", "value", "gate")] == [64, 64, 32, 128]
     cfg = tiny("model.pattern=rwkv7", "model.mlp=none", "model.depth=1")

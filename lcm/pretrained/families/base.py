@@ -68,8 +68,8 @@ BY_KEY_HEAD = Form(
 class Weight(NamedTuple):
     """A tensor of theirs and what it is of ours.
 
-    name: with `{n}` for the number of the layer.
-    paths: of ours, below a layer where the name has `{n}`; several where the form joins them.
+    name: with `{n}` for the number of the layer, or `{pair}` where two of ours are one of theirs.
+    paths: of ours, below a layer where the name has a number; several where the form joins them.
     mixer: of the layers that it is for, where others have another tensor for the same path.
     """
 
@@ -108,6 +108,7 @@ class Family(NamedTuple):
     weights: all tensors, in both directions.
     renamed: patterns of names that other tools or versions write, and what stands for them here.
     harmless: patterns of tensors that a file may have and the model needs not.
+    unused: patterns of tensors that files need not have, of parameters without an effect.
     """
 
     types: dict[str, str]
@@ -117,6 +118,7 @@ class Family(NamedTuple):
     weights: tuple[Weight, ...]
     renamed: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def plain(self, hf: Config) -> Config:
         """The keys of the language model, with defaults where the config is silent."""
