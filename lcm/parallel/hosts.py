@@ -19,12 +19,13 @@ import jax
 from jax._src import distributed  # its client has no public name
 
 from lcm.errors import ConfigError, HostError, UserError
+from lcm.parallel import parent
 
 T = TypeVar("T")
 
 AUTO = "auto"
 WAIT = 300  # seconds that processes wait for one another, at the start and when they agree
-_SILENT = 60  # seconds without a heartbeat after which JAX takes a process for dead
+_SILENT = 60  # seconds without a sign of life after which JAX takes a process for dead, at most
 _LEAVE = 3  # seconds that a process that failed stays for the others to say what they know
 
 _turns = itertools.count()  # agreements so far: all processes make them in the same order
@@ -113,16 +114,15 @@ def running(start: Start | None) -> Iterator[None]:
     """Joins the processes of a run; the block is what they do together.
 
     A process that fails leaves at once, with its message and status: the way out that Python takes
-    waits for all the others, which may wait for this one.
-
-    Raises:
-        HostError: if the others cannot be reached.
+    waits for all the others, which may wait for this one. The block runs in a child process, see
+    `lcm.parallel.parent`, and what follows the block in neither if it fails.
     """
     if start is None:
         yield
         return
-    _join(start)
+    parent.stand_by(f"process {start.process if start.process is not None else ''}".strip())
     try:
+        _join(start)
         yield
     except BaseException as error:
         _leave(error)
@@ -143,8 +143,8 @@ def _join(start: Start) -> None:
             start.processes,
             start.process,
             initialization_timeout=start.wait,
-            heartbeat_timeout_seconds=_SILENT,
-            shutdown_timeout_seconds=_SILENT,
+            heartbeat_timeout_seconds=min(start.wait, _SILENT),
+            shutdown_timeout_seconds=min(start.wait, _SILENT),
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise HostError(_not_joined(start, error)) from error

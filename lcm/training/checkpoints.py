@@ -206,7 +206,8 @@ def _reader() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=None, active_processes={here}, barrier_sync_key_prefix=f"read-{here}"
     )
-    handler = ocp.CompositeCheckpointHandler(multiprocessing_options=alone)
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
