@@ -1,6 +1,10 @@
 """`lcm train` in several processes on this machine: stopped, killed, hung, and begun again."""
 
+import fcntl
+import json
+import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -73,6 +77,30 @@ def whole(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+def copied_at(whole: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
+    """A copy of the run as it was when it had saved a step."""
+    shutil.copytree(whole, folder)
+    for later in checkpoints.steps(folder):
+        if later > step:
+            shutil.rmtree(folder / checkpoints.FOLDER / str(later))
+    return folder
+
+
+def test_error_of_process_0_ends_all_with_its_message(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / ".lock", "w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        statuses, said = end(begin(folder, 2), 120)
+    assert statuses == [2, 2], said
+    says = f"lcm: error: workdir {folder} is in use by process 4711"
+    assert all(line.startswith(says) and line.count("\n") == 1 for line in said), said
+    assert not (folder / workdir.CONFIG).exists()
+
+
+@pytest.mark.slow
 def test_stopped_killed_and_begun_again_is_the_run_that_never_was(whole, tmp_path):
     """A signal to one process stops both at one step; a kill of one ends both, in bounded time."""
     folder = tmp_path / "run"
@@ -100,3 +128,55 @@ def test_stopped_killed_and_begun_again_is_the_run_that_never_was(whole, tmp_pat
     (arrays, data), (want, place) = at_the_end(folder), at_the_end(whole)
     assert data == place
     jax.tree.map(np.testing.assert_array_equal, arrays, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [(1, 2, {"mesh__data": 2, "mesh__fsdp": 1}), (4, 1, {"mesh__fsdp": 4, "mesh__data": 1})],
+)
+def test_other_counts_and_meshes_go_on_with_the_same_batches(count, devices, mesh, whole, tmp_path):
+    folder = copied_at(whole, tmp_path / "run", 8)
+    statuses, said = end(begin(folder, count, devices, **mesh))
+    assert statuses == [0] * count, said
+    assert f"resumed {folder} at step 8" in said[0]
+    (arrays, data), (want, place) = at_the_end(folder), at_the_end(whole)
+    assert data == place  # no document is lost or read twice
+    found, expected = losses(folder), losses(whole)
+    assert found.keys() == expected.keys()
+    for step in expected:
+        np.testing.assert_allclose(found[step][0], expected[step][0], rtol=2e-5)
+    assert arrays.keys() == want.keys()
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_is_set_aside_for_all(whole, tmp_path):
+    """Also where process 1 alone cannot read it: what it lacks is not read by process 0."""
+    folder = copied_at(whole, tmp_path / "run", 16)
+    newest = folder / checkpoints.FOLDER / "16"
+    files = [f for f in newest.rglob("*") if f.is_file() and "ocdbt.process_1" in str(f)]
+    data = max(files, key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    statuses, said = end(begin(folder, 2))
+    assert statuses == [0, 0], said
+    assert f"checkpoint {newest} is damaged" in said[0]
+    assert f"resumed {folder} at step 8" in said[0]
+    assert (folder / "corrupt" / "16").is_dir()
+    assert losses(folder) == losses(whole)
+
+
+@pytest.mark.slow
+def test_hang_of_one_ends_the_other_with_stacks(tmp_path):
+    folder = tmp_path / "run"
+    processes = begin(folder, 2, train__steps=10_000, train__hang_seconds=4)
+    wait_for(folder, 3, processes)
+    beat = json.loads((folder / "heartbeat-1.json").read_text())
+    assert beat["process"] == 1
+    os.kill(beat["pid"], signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert processes[0].wait(timeout=60) == 70
+    assert time.monotonic() - stopped < 30
+    processes[1].kill()
+    _, said = end(processes)
+    assert "lcm: error: process 0: no step has ended for" in said[0]
+    assert "loop.py" in (folder / "hang-0.txt").read_text()
