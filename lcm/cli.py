@@ -12,15 +12,23 @@ import pathlib
 import platform
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lcm.errors import UserError
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved after a signal, the same command goes on
+MANY_HOSTS = """\
+One run on many hosts is the same command on each, with --coordinator=HOST:PORT --processes=N
+--process=I [--wait=SECONDS], or LCM_COORDINATOR, LCM_PROCESSES, LCM_PROCESS, LCM_WAIT instead;
+--coordinator=auto asks the machine, such as a TPU slice or Slurm.
+Exit status: 0 done; 75 saved after SIGTERM or Ctrl-C, 69 another process is gone, 70 a step hangs:
+run the same command again; 2 something to change.
+"""
 DESCRIPTION = "Length in language models: train short, read long, see it."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 if it did its work, 2 if the user has something to change."""
+    """Runs a command; 0 if it did its work, 2 if the user has something to change, and the like."""
     _quiet_libraries()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
@@ -35,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args, overrides) or 0
     except UserError as error:
         print(f"lcm: error: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -43,19 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _train(args: argparse.Namespace, overrides: list[str]) -> None:
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from lcm import config
 
     if args.help:
         cfg = config.load(args.config) if args.config else config.base()
         _print_keys(config.override(cfg, overrides))
-        return
+        return 0
     if not args.config:
         raise UserError("lcm train needs --config FILE.py[:ARG]: such as configs/byte_lm.py:tiny")
     cfg = config.override(config.load(args.config), overrides)
+    start = _hosts(args)
     from lcm import training
+    from lcm.parallel import hosts
 
-    training.train(cfg, args.workdir or pathlib.Path("runs") / cfg.name)
+    with hosts.running(start):
+        done = training.train(cfg, args.workdir or pathlib.Path("runs") / cfg.name)
+    return 0 if done.step >= cfg.train.steps else STOPPED
+
+
+def _hosts(args: argparse.Namespace) -> Any:
+    from lcm.parallel import hosts
+
+    return hosts.asked(args.coordinator, args.processes, args.process, args.wait)
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -186,6 +204,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", help="FILE.py or FILE.py:ARG, as in configs/byte_lm.py:tiny")
     train.add_argument("--workdir", type=_folder, help="folder of the run (runs/NAME)")
+    train.add_argument("--coordinator", help="HOST:PORT of process 0, or auto")
+    train.add_argument("--processes", type=int, help="how many processes there are")
+    train.add_argument("--process", type=int, help="which of them this is, from 0")
+    train.add_argument("--wait", type=int, help="seconds that they wait for one another (300)")
     train.add_argument("-h", "--help", action="store_true", help="list the keys of a config")
     train.set_defaults(run=_train)
 
@@ -337,6 +359,7 @@ def _print_keys(cfg: object) -> None:
     from lcm import config, positions
 
     print("usage: lcm train --config FILE.py[:ARG] [--workdir DIR] [--config.KEY=VALUE ...]\n")
+    print(MANY_HOSTS)
     for key, meaning, value in config.describe(cfg):
         print(f"  --config.{key}={value}\n      {meaning}")
     print(f"\nPosition encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")

@@ -103,6 +103,11 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "train.initial_std": (0.1, "standard deviation of train.initial_state=noise"),
     "train.placement": ("plain", "where training tokens stand; its fields follow"),
     "train.log_every": (10, "steps between lines of metrics"),
+    "train.hang_seconds": (
+        900,
+        "seconds without the end of a step (the first: ten times as many) after which stacks are "
+        "written, and one of several processes ends; 0 never",
+    ),
     "train.position_bins": (16, "bins of the loss by position in the metrics"),
     "checkpoint.every": (500, "steps between checkpoints; the last step is always saved"),
     "checkpoint.keep": (2, "newest checkpoints that are kept"),
@@ -140,6 +145,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.clip": (0, math.inf),
     "train.z_loss": (0, math.inf),
     "train.initial_std": (0, math.inf),
+    "train.hang_seconds": (0, 2**31),
     "eval.multiples": (1, 2**31),
     "eval.tokens": (0, 2**31),
     "eval.batch_tokens": (1, 2**31),

@@ -1,12 +1,14 @@
 """Errors whose message is complete: what was found, what was expected, and the way out.
 
-The command line prints them in one line and exits with status 2; anything else is a bug and keeps
-its trace.
+The command line prints them in one line and exits with their status, 2 for most; anything else is a
+bug and keeps its trace.
 """
 
 
 class UserError(Exception):
     """Something the user gave cannot work; the message says what to change."""
+
+    status = 2
 
 
 class ConfigError(UserError):
@@ -27,3 +29,9 @@ class TrainingError(UserError):
 
 class CompileError(UserError):
     """A program cannot be compiled for the machine that is asked for."""
+
+
+class HostError(UserError):
+    """Another process of the run is not there, or no longer; the same command may work again."""
+
+    status = 69  # EX_UNAVAILABLE of sysexits.h

@@ -22,6 +22,10 @@ def progress(title: str) -> Iterator[Report]:
         yield report
 
 
+def silent(done: int, total: int, text: str = "") -> None:
+    """The report of a process that leaves it to another."""
+
+
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Report]:
     from rich import progress as bars

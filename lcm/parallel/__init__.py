@@ -1,5 +1,6 @@
 """The mesh and where things lie on it."""
 
+from lcm.parallel import hosts
 from lcm.parallel.context import arranged, order
 from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, put, sizes
 from lcm.parallel.rules import RULES, path, shardings
@@ -10,6 +11,7 @@ __all__ = [
     "RULES",
     "arranged",
     "batch_sharding",
+    "hosts",
     "make",
     "order",
     "path",

@@ -3,6 +3,10 @@
 A step holds four items: `params`, `train` (step, optimiser, average), `data` (position in the data)
 and `meta` (schema version, config, shapes and checksums). The files carry checksums of their
 index only, so a flipped bit in an array would pass unseen; `meta` therefore has one of each array.
+
+Several processes write a step together, each the arrays of its devices, as orbax has it. They read
+each for itself, what its own devices need, and then agree on whether all could: a process that
+fails in the middle of a common reading would leave the others waiting.
 """
 
 import contextlib
@@ -15,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from lcm.errors import CheckpointError
-from lcm.parallel import path
+from lcm.errors import CheckpointError, UserError
+from lcm.parallel import hosts, path
 from lcm.training.step import TrainState
 
 _log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ class Writer:
             "checksums": _checksums(items),
         }
         step = int(state.step)
-        self._check_room(step, items)
+        hosts.by_first(lambda: self._check_room(step, items))
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
         with self._explained(step):
@@ -70,8 +74,15 @@ class Writer:
         with self._explained(None):
             self.manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Releases the manager; call `finish` first, which says what went wrong."""
+    def close(
+        self, kind: Any = None, error: BaseException | None = None, trace: Any = None
+    ) -> None:
+        """Releases the manager; call `finish` first, which says what went wrong.
+
+        After an error it waits for no other process, which may never come.
+        """
+        if error is not None and jax.process_count() > 1:
+            return
         with contextlib.suppress(Exception):
             self.manager.close()
 
@@ -121,17 +132,17 @@ def restore(workdir: pathlib.Path, like: TrainState) -> Restored | None:
     """The newest whole checkpoint, laid out as `like` (abstract, with shardings); None if none is.
 
     A checkpoint that cannot be read or fails its checksums is named on the log, moved to
-    `corrupt/` in the workdir, and the one before is tried.
+    `corrupt/` in the workdir, and the one before is tried; by process 0 for all.
 
     Raises:
         CheckpointError: if there are checkpoints and none is whole, or if one is of another model
             or schema.
     """
-    found = steps(workdir)
+    found = hosts.by_all(lambda: steps(workdir))
     for step in reversed(found):
         try:
             state, data = _read(workdir, step, like)
-        except CheckpointError:
+        except UserError:
             raise
         except Exception as error:
             _set_aside(workdir, step, error)
@@ -156,7 +167,7 @@ def restore_params(workdir: pathlib.Path, like: TrainState) -> tuple[Any, int]:
     for step in reversed(steps(workdir)):
         try:
             state, _ = _read(workdir, step, like)
-        except CheckpointError:
+        except UserError:
             raise
         except Exception as error:
             _log.warning("checkpoint %s is damaged (%s)", _folder(workdir, step), first_line(error))
@@ -171,18 +182,33 @@ def first_line(error: BaseException) -> str:
 
 
 def _read(workdir: pathlib.Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    folder = _folder(workdir, step)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        meta = reader.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        items = _items(like)
-        _check_fits(folder, meta, items)
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-        read = reader.restore(folder, ocp.args.Composite(data=ocp.args.JsonRestore(), **args))
-    items = {name: read[name] for name in items}
+    meta, read = hosts.by_all(lambda: _read_files(_folder(workdir, step), _items(like)))
+    items = {name: read[name] for name in _items(like)}
     for name, found in _checksums(items).items():
         if found != meta["checksums"][name]:
             raise OSError(f"checksum of {name} is {found}, written was {meta['checksums'][name]}")
     return TrainState(params=items["params"], **items["train"]), read.data
+
+
+def _read_files(folder: pathlib.Path, items: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """`meta`, and all items laid out as those given; waits for no other process."""
+    with _reader() as reader:
+        meta = reader.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        _check_fits(folder, meta, items)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        return meta, reader.restore(folder, ocp.args.Composite(data=ocp.args.JsonRestore(), **args))
+
+
+def _reader() -> ocp.Checkpointer:
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={here}, barrier_sync_key_prefix=f"read-{here}"
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _check_fits(folder: pathlib.Path, meta: dict[str, Any], items: dict[str, Any]) -> None:
@@ -234,12 +260,16 @@ def _folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 def _set_aside(workdir: pathlib.Path, step: int, error: Exception) -> None:
     folder, aside = _folder(workdir, step), workdir / "corrupt" / str(step)
+
+    def move() -> None:
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
     _log.warning(
         "checkpoint %s is damaged (%s): moved to %s, the one before it is used",
         folder,
         first_line(error),
         aside,
     )
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    hosts.by_first(move)

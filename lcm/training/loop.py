@@ -1,24 +1,25 @@
 """The training loop: check, restore, step, log, save."""
 
+import json
 import logging
 import pathlib
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from lcm import config, models, parallel, positions
 from lcm.data import pipeline, tokenizers
 from lcm.errors import ConfigError, TrainingError
-from lcm.progress import progress
-from lcm.training import carry, checkpoints, workdir
-from lcm.training.metrics import Metrics
+from lcm.parallel import hosts
+from lcm.progress import progress, silent
+from lcm.training import carry, checkpoints, stopping, watch, workdir
+from lcm.training.metrics import Metrics, NoMetrics
 from lcm.training.optimizers import optimizer, schedule
 from lcm.training.step import TrainState, init_state, make_step
 
@@ -74,18 +75,28 @@ def train(cfg: ConfigDict, folder: str | pathlib.Path, *, title: str = "train") 
 
     A resumed run takes the very steps that an uninterrupted one takes. SIGTERM and Ctrl-C save
     and return; a loss or gradient that is not finite stops the run with the last checkpoint kept.
+    In several processes (`lcm.parallel.hosts`) all call it, on a workdir that all of them see.
 
     Raises:
         UserError: of the kinds of `check`; CheckpointError for the workdir; TrainingError for a
-            loss that is not a number.
+            loss that is not a number; HostError if another process is gone.
     """
-    check(cfg)
+    hosts.by_all(lambda: check(cfg))
+    hosts.check_same("config", json.dumps(workdir.to_dict(cfg), sort_keys=True))
     folder = pathlib.Path(folder)
     with ExitStack() as stack:
-        stack.enter_context(workdir.owned(folder))
-        for key in workdir.write_config(folder, cfg):
-            _log.warning("config.%s differs from the start of this run", key)
-        return _train(cfg, folder, stack, title)
+        hosts.by_first(lambda: _own(cfg, folder, stack))
+        hosts.by_all(lambda: workdir.check_shared(folder))
+        with hosts.losses_said():
+            return _train(cfg, folder, stack, title)
+
+
+def _own(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack) -> None:
+    """Takes the workdir for this run and begins it."""
+    stack.enter_context(workdir.owned(folder))
+    for key in workdir.write_config(folder, cfg):
+        _log.warning("config.%s differs from the start of this run", key)
+    watch.forget(folder)
 
 
 def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) -> Result:
@@ -93,6 +104,7 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
     stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where rows and heads lie
     spec, rule = models.spec(cfg), optimizer(cfg.train)
     batches = _batches(cfg)
+    watched = stack.enter_context(watch.beside(folder, cfg.train.hang_seconds))
 
     like = abstract_state(cfg, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -108,28 +120,34 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
         batches.set_state(restored.data)
         _log.info("resumed %s at step %d", folder, restored.step)
     at = 0 if restored is None else restored.step
+    watched.restored(at)
     if at >= cfg.train.steps:  # nothing to do, and nothing to write
         return _result(state, at)
-    step = jax.jit(make_step(spec, rule, cfg), donate_argnums=0, out_shardings=(layout, None))
+    whole = NamedSharding(mesh, PartitionSpec())  # metrics, of which every process has its copy
+    step = jax.jit(make_step(spec, rule, cfg), donate_argnums=0, out_shardings=(layout, whole))
 
     writer = checkpoints.Writer(folder, cfg.checkpoint.keep)
-    stack.callback(writer.close)
-    stopped = stack.enter_context(_stop_signals())
+    stack.push(writer.close)
+    stop = stack.enter_context(stopping.watched(at))
     log = stack.enter_context(_Log.open(cfg, folder, at, title))
     saved = at
-    while at < cfg.train.steps and not stopped:
-        state, metrics = step(state, parallel.put(next(batches), mesh))
+    while at < cfg.train.steps and stop.more():
+        with watched.data():
+            batch = next(batches)
+        state, metrics = step(state, parallel.put(batch, mesh))
         at += 1
         log.add(at, metrics)
+        watched.ended(at)
         if at % cfg.checkpoint.every == 0:
             log.catch_up()  # a step that is not a number is not saved
             writer.save(state, batches.get_state(), workdir.to_dict(cfg))
             saved = at
+            watched.ended(at)
     if saved < at:  # the last step, or the one at which a signal came
         log.catch_up()
         writer.save(state, batches.get_state(), workdir.to_dict(cfg))
     writer.finish()
-    if stopped and at < cfg.train.steps:
+    if at < cfg.train.steps:
         _log.warning("stopped at step %d, saved: the same command goes on from there", at)
     return _result(state, at)
 
@@ -208,9 +226,9 @@ class _Log:
     def open(
         cls, cfg: ConfigDict, folder: pathlib.Path, start: int, title: str
     ) -> Iterator["_Log"]:
-        metrics = Metrics(folder, start)
+        metrics = hosts.by_first(lambda: Metrics(folder, start)) or NoMetrics()
         try:
-            with progress(title) as report:
+            with progress(title) if hosts.is_first() else nullcontext(silent) as report:
                 log = cls(cfg, metrics, report, start)
                 yield log
                 log.catch_up()
@@ -265,24 +283,3 @@ class _Log:
                 "flops_per_second": round(per_second * self.flops),
             }
         self.metrics.write(step, line)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or SIGINT arrives; a second one acts as it always did."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread, which alone may set handlers
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

@@ -14,6 +14,16 @@ from lcm.training.workdir import write_text
 FILE = "metrics.jsonl"
 
 
+class NoMetrics:
+    """What the processes other than the first have in place of `Metrics`."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Drops them."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Metrics:
     """Both files of a run; on a resume, what came after the step is dropped from both.
 

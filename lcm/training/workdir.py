@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,19 @@ def write_config(workdir: pathlib.Path, cfg: ConfigDict) -> list[str]:
         )
     write_text(workdir / CONFIG, json.dumps(to_dict(cfg), indent=1) + "\n")
     return changed
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Refuses a folder that is not the one in which process 0 has just written the config.
+
+    Raises:
+        CheckpointError: in the process that does not see it.
+    """
+    if not (workdir / CONFIG).exists():
+        raise CheckpointError(
+            f"workdir {workdir} is not the same folder for all processes: {CONFIG} of process 0 is "
+            f"not seen on {socket.gethostname()}; choose a --workdir on storage that all share"
+        )
 
 
 def write_text(file: pathlib.Path, text: str) -> None:

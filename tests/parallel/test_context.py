@@ -1,37 +1,20 @@
 """Sequences over several devices: the same step as on one, and what is refused."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 from context_cases import KEPT, MODELS, OPS, QUICK
+from programs import result, start
 
 from lcm import models, parallel
 from lcm.errors import ConfigError
 from lcm.ops.attention import Spread
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def run(names: list[str]) -> dict:
     """How far eight devices are from one, by case and quantity: see `context_cases`."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "tests/parallel/context_cases.py", ",".join(names)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    return json.loads(line.removeprefix("RESULT"))
+    program = start("tests/parallel/context_cases.py", ",".join(names), devices=8)
+    return result(program, timeout=1200)
 
 
 @pytest.fixture(scope="module")

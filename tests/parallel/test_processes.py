@@ -1,15 +1,8 @@
 """Real processes on this machine: the same steps as one takes, on the same data."""
 
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import numpy as np
+from programs import free_port, result, start
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 import jax
@@ -40,29 +33,12 @@ print("RESULT", json.dumps([losses, own, str(batches.get_state())]))
 
 def run(count: int) -> list:
     """What each of so many processes, with four devices in all, finds."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={4 // count}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(process), str(count), str(port)],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    port = str(free_port())
+    programs = [
+        start("-c", PROGRAM, str(process), str(count), port, devices=4 // count)
         for process in range(count)
     ]
-    found = []
-    for process in started:
-        out, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error[-3000:]
-        line = next(line for line in out.splitlines() if line.startswith("RESULT"))
-        found.append(json.loads(line.removeprefix("RESULT")))
-    return found
+    return [result(program, timeout=300) for program in programs]
 
 
 def test_two_processes_take_the_steps_of_one():

@@ -1,20 +1,17 @@
 """The same config on one device and on eight virtual ones, and what a mesh refuses."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from programs import result, start
 
 from lcm import models, parallel, training
 from lcm.errors import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
 MESHES = {"data": [8, 1, 1, 1], "context": [1, 1, 8, 1], "fsdp, tensor": [1, 2, 1, 4]}
 PROGRAM = """
 import json, sys
@@ -33,25 +30,15 @@ for name, sizes in json.loads(sys.argv[2]).items():
     training.train(cfg, folder)
     lines = [json.loads(line) for line in open(f"{folder}/metrics.jsonl")]
     out[name] = [[line["loss"], line["grad_norm"]] for line in lines]
-print("RESULT", jax.device_count(), json.dumps(out))
+print("RESULT", json.dumps([jax.device_count(), out]))
 """
 
 
 def losses(folder: pathlib.Path, devices: int, meshes: dict, logits: int = 2**27) -> dict:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(meshes), str(logits)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    _, count, result = line.split(" ", 2)
-    assert int(count) == devices
-    return json.loads(result)
+    program = start("-c", PROGRAM, str(folder), json.dumps(meshes), str(logits), devices=devices)
+    count, found = result(program)
+    assert count == devices
+    return found
 
 
 def test_one_and_eight_devices_give_the_same_losses(tmp_path):

@@ -25,13 +25,13 @@ def test_kill_9_then_resume_is_bit_identical(whole_run, steps, tmp_path):
     assert losses(workdir) == losses(whole_run)
 
 
-def test_sigterm_saves_and_exits_cleanly(whole_run, steps, tmp_path):
+def test_sigterm_saves_and_asks_to_be_run_again(whole_run, steps, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, *steps)
     wait_for_step(workdir, 13, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.returncode == 75, errors
     stopped = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     assert f"stopped at step {stopped}" in errors
     assert 13 <= stopped < 60 and stopped == max(logged(workdir))
