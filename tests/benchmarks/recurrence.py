@@ -1,13 +1,14 @@
 """Recurrences beside attention on a CPU, and what SSD needs on a TPU.
 
-    python tests/benchmarks/recurrence.py                        # 1K, 4K, 16K
-    python tests/benchmarks/recurrence.py --peer 4096            # a layer beside transformers' own
+    python tests/benchmarks/recurrence.py 1024 2048 4096 8192 16384 32768 65536
+    python tests/benchmarks/recurrence.py --peer 4096            # layers beside transformers' own
     python tests/benchmarks/recurrence.py --aot v5e:2x2 4096     # compiled, not run
 
-Microseconds per token, batch 1, float32, 4 heads of 64 and a state of 64: `fwd` forward alone,
-`both` forward with the gradients of all arguments. Linear in length is the same number in each row;
-`growth` is the time at a length to that at the one before, by the ratio of lengths. The fastest of
-runs in one process, sides in turn. `--peer` is a Mamba-2 mixer of width 256, forward.
+Microseconds per token and KiB of temporaries per token, batch 1, float32, 4 heads of 64 and a state
+of 64: `fwd` forward alone, `both` forward with the gradients of all arguments. `growth` is the time
+at a length to that at half of it, so 2 is linear: recurrences fail above 2.2. Where attention first
+takes longer than a recurrence is said at the end. The fastest of runs in one process, sides in
+turn. `--peer` are mixers of width 256, forward: Mamba-2, and Mamba with a state of 16.
 """
 
 import argparse
@@ -52,6 +53,7 @@ SIDES: dict[str, Callable[..., Any]] = {
     "window 512": attention(window(512)),
     "attention": attention(),
 }
+RECURRENCES = "ssd", "delta rule", "diagonal"
 
 
 def arguments(length: int, heads: int = HEADS, state: int = STATE) -> list[jax.Array]:
@@ -61,18 +63,20 @@ def arguments(length: int, heads: int = HEADS, state: int = STATE) -> list[jax.A
     return [q, k, v, -0.1 * jnp.abs(l)]
 
 
-def prepared(function: Callable[..., Any], length: int, backward: bool) -> Callable[[], Any]:
-    """A function that runs one side once and waits for it, compiled."""
+def prepared(
+    function: Callable[..., Any], length: int, backward: bool
+) -> tuple[Callable[[], Any], float]:
+    """A function that runs one side once and waits for it, compiled, and its bytes for a token."""
     given = arguments(length)
 
     def both(*given: Any) -> Any:
         y, pull = jax.vjp(function, *given)
         return y, pull(given[2])
 
-    compiled = jax.jit(both if backward else function)
+    compiled = jax.jit(both if backward else function).lower(*given).compile()
     run = lambda: jax.block_until_ready(compiled(*given))  # noqa: E731
     run()
-    return run
+    return run, compiled.memory_analysis().temp_size_in_bytes / length
 
 
 def fastest(sides: list[Callable[[], Any]], runs: int) -> list[float]:
@@ -88,51 +92,69 @@ def fastest(sides: list[Callable[[], Any]], runs: int) -> list[float]:
 
 def table(lengths: list[int], runs: int) -> None:
     for title, backward in (("fwd", False), ("both", True)):
-        before: tuple[int, list[float]] | None = None
+        found: dict[int, list[float]] = {}
         for length in lengths:
             sides = [prepared(function, length, backward) for function in SIDES.values()]
-            found = fastest(sides, runs)
+            found[length] = fastest([run for run, _ in sides], runs)
             cells = []
-            for at, (name, seconds) in enumerate(zip(SIDES, found, strict=True)):
-                growth = ""
-                if before is not None:
-                    grown = seconds / before[1][at] * before[0] / length
-                    growth = f" (growth {grown:.2f})"
-                cells.append(f"{name} {1e6 * seconds / length:7.2f}{growth}")
+            for name, seconds, (_, size) in zip(SIDES, found[length], sides, strict=True):
+                cell = f"{name} {1e6 * seconds / length:7.2f} us {size / 1024:6.2f} KiB"
+                if length // 2 in found:
+                    growth = seconds / found[length // 2][list(SIDES).index(name)]
+                    steep = " TOO STEEP" if growth > 2.2 and name in RECURRENCES else ""
+                    cell += f" (growth {growth:.2f}{steep})"
+                cells.append(cell)
             print(f"{title:>4} {length:>6}: " + ", ".join(cells), flush=True)
-            before = length, found
+        for name in RECURRENCES:
+            at, attention = list(SIDES).index(name), list(SIDES).index("attention")
+            slower = [n for n in lengths if found[n][attention] > found[n][at]]
+            print(f"{title:>4}: attention takes longer than {name} from {slower[:1] or 'nowhere'}")
 
 
 def peer(length: int, runs: int) -> None:
-    """A Mamba-2 mixer, ours and that of transformers, with the same sizes."""
+    """A Mamba-2 and a Mamba mixer, ours and those of transformers, with the same sizes."""
     import torch
-    from transformers import Mamba2Config
+    from transformers import Mamba2Config, MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+    torch.set_num_threads(os.cpu_count() or 1)
+    sizes = {"state_size": STATE, "num_heads": 8, "head_dim": SIZE, "chunk_size": 256}
+    kinds = {
+        "mamba2": Mamba2Mixer(Mamba2Config(hidden_size=256, n_groups=1, **sizes), 0),
+        "mamba1": MambaMixer(MambaConfig(hidden_size=256, state_size=16), 0),
+    }
+    for name, theirs in kinds.items():
+        x = torch.randn(1, length, 256)
+        theirs.eval()
+
+        def run_theirs(theirs: Any = theirs, x: Any = x) -> None:
+            with torch.no_grad():
+                theirs(x)
+
+        run_ours = mixer(name, STATE if name == "mamba2" else 16, jnp.asarray(x.numpy()))
+        run_theirs()
+        mine, other = fastest([run_ours, run_theirs], runs)
+        print(
+            f"{name}, {length} tokens: {1e3 * mine:.1f} ms, transformers {1e3 * other:.1f} ms, "
+            f"{other / mine:.1f} times as fast",
+            flush=True,
+        )
+
+
+def mixer(name: str, state: int, x_BLD: jax.Array) -> Callable[[], Any]:
+    """A function that runs one of our mixers once and waits for it, compiled."""
     from lcm import config, models
     from lcm.models.decoder import block
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    sizes = {"hidden_size": 256, "state_size": STATE, "num_heads": 8, "head_dim": SIZE}
-    theirs = Mamba2Mixer(Mamba2Config(**sizes, n_groups=1, chunk_size=256), 0).eval()
-    x = torch.randn(1, length, 256)
-
-    def run_theirs() -> None:
-        with torch.no_grad():
-            theirs(x)
-
-    keys = ["width=256", "heads=8", f"state={STATE}", "pattern=mamba2", "mlp=none", "depth=1"]
+    keys = ["width=256", "heads=8", f"state={state}", f"pattern={name}", "mlp=none", "depth=1"]
     cfg = config.override(config.base(), [f"model.{key}" for key in keys])
     layer = block(models.spec(cfg).layers[0])
-    params, at = layer.init(jax.random.key(0)), models.default_context((1, length))
+    params, at = layer.init(jax.random.key(0)), models.default_context(x_BLD.shape[:2])
     ours = jax.jit(lambda params, x: layer.apply(params, x, at, None, {})[0])
-    x_BLD = jnp.asarray(x.numpy())
-    run_ours = lambda: jax.block_until_ready(ours(params, x_BLD))  # noqa: E731
-    run_ours()
-    run_theirs()
-    mine, other = fastest([run_ours, run_theirs], runs)
-    print(f"{length} tokens: {1e3 * mine:.1f} ms, transformers {1e3 * other:.1f} ms")
-    print(f"{other / mine:.1f} times as fast")
+    run = lambda: jax.block_until_ready(ours(params, x_BLD))  # noqa: E731
+    run()
+    return run
 
 
 def ahead(length: int, topology: str) -> None:
