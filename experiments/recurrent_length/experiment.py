@@ -14,12 +14,15 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from lcm import config, models, report
 from lcm.data.streams import OverwriteRecall
 from lcm.evaluation import recall
 from lcm.evaluation.remembrance import state_norms
+from lcm.models import decimation
+from lcm.models.decimation import Decimation
 from lcm.nn import MIXERS
 from lcm.report.tables import Table, number
 from lcm.training.carry import KINDS
@@ -69,6 +72,7 @@ UNTRAINED: dict[str, str | float] = {
     "window 4 T": "window={1}",
     "norms held": 1.0,
 }
+DECIMATED = "decimated to T"  # before the second layer
 
 
 CPU = Scale(("mamba2", "gated_deltanet"), 16, 64, 32, 64, 4, 32, 16, 800, 100, 16)
@@ -137,11 +141,31 @@ def scored(sizes: Scale, task: OverwriteRecall, mixer: str, params: Any, how: st
     return found
 
 
+def decimated(sizes: Scale, task: OverwriteRecall, mixer: str, params: Any) -> dict:
+    """Accuracy on the last half of T at the end of each band, which no token of is left out, with
+    T others before it in the second layer (DeciMamba, arXiv:2406.14528)."""
+    spec, half = models.spec(config_of(sizes, mixer, sizes.steps)), sizes.length // 2
+    how = Decimation((1,), base=sizes.length, response=half, least=1)
+    longest, found = sizes.length * sizes.times, []
+    streams = task.rows((STREAMS,), sizes.streams, longest)
+    for _, end in recall.bands(sizes.length, longest):
+        batch = task.batch(streams[:, :end])
+        read = jax.jit(
+            lambda p, batch: decimation.read(spec, p, batch.tokens_BL, batch.context, how)
+        )
+        answers = np.asarray(read(params, batch)[0][:, -half:].argmax(-1))
+        asked = batch.loss_weight_BL[:, -half:] > 0
+        right = (answers == batch.targets_BL[:, -half:]) & asked
+        found.append(float(right.sum() / asked.sum()))
+    return {"accuracy": found}
+
+
 def possible(mixer: str) -> list[str]:
     """What can be done to a mixer without training."""
     has = MIXERS[mixer].EXTENDS
     asked = lambda how: {item.partition("=")[0] for item in how.split(",")}  # noqa: E731
-    return [name for name, how in UNTRAINED.items() if isinstance(how, float) or asked(how) <= has]
+    names = [name for name, how in UNTRAINED.items() if isinstance(how, float) or asked(how) <= has]
+    return [*names, DECIMATED] if hasattr(MIXERS[mixer], "importance") else names
 
 
 def studied(sizes: Scale, mixer: str, workdir: pathlib.Path) -> dict[str, dict]:
@@ -159,7 +183,10 @@ def studied(sizes: Scale, mixer: str, workdir: pathlib.Path) -> dict[str, dict]:
         params = one_seed(start, 0)
         if name in KINDS:
             params = one_seed(gone_on(sizes, task, mixer, name, start, workdir / mixer), 0)
-        found[name] = scored(sizes, task, mixer, params, UNTRAINED.get(name, ""))
+        if name == DECIMATED:
+            found[name] = decimated(sizes, task, mixer, params)
+        else:
+            found[name] = scored(sizes, task, mixer, params, UNTRAINED.get(name, ""))
         write_text(file, json.dumps(found, indent=1) + "\n")
         print(f"{mixer:16}{name:18}" + "".join(f"{x:7.3f}" for x in found[name]["accuracy"]))
     return found

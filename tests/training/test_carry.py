@@ -48,7 +48,7 @@ def test_a_step_carries_the_states_of_every_mixer(tiny):
             assert jax.tree.leaves(after.carried), mixer
 
 
-@pytest.mark.parametrize("mixer", ["rglru", "mlstm", "lru"])
+@pytest.mark.parametrize("mixer", ["rglru", "mlstm"])
 def test_final_states_are_passed_on(tiny, tokens, mixer):
     cfg = tiny(*SMALL, f"model.pattern={mixer}", "train.initial_state=passed")
     state, step = begun(cfg)
@@ -71,11 +71,11 @@ def test_final_states_are_passed_on(tiny, tokens, mixer):
     assert max(jax.tree.leaves(moved)) > 1e-6
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "retnet"])  # without and with positions
-def test_continued_rows_have_the_losses_of_whole_ones(tiny, tokens, mixer):
+def test_continued_rows_have_the_losses_of_whole_ones(tiny, tokens):
+    """Of a convolution, whose inputs go on, and of retention, whose positions do."""
     keys = (
         *SMALL,
-        f"model.pattern={mixer}",
+        *("model.pattern=mamba2,retnet", "model.depth=2"),
         "train.lr=0",
         "train.weight_decay=0",
         "train.z_loss=0",
@@ -156,11 +156,6 @@ def test_a_resumed_run_has_the_states_it_left(tiny, tmp_path):
     training.train(tiny(*small, "train.steps=2"), tmp_path / "cut")
     resumed = training.train(tiny(*small, "train.steps=4"), tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
-    zero = training.train(
-        tiny(*small, "train.steps=4", "train.initial_state=zero"), tmp_path / "zero"
-    )
-    apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), whole.params, zero.params)
-    assert max(jax.tree.leaves(apart)) > 1e-4
 
 
 def test_states_lie_with_their_rows(tiny):
