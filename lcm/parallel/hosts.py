@@ -118,7 +118,7 @@ def running(start: Start | None) -> Iterator[None]:
     if start is None:
         yield
         return
-    parent.stand_by(f"process {start.process if start.process is not None else ''}".strip())
+    parent.stand_by("this process" if start.process is None else f"process {start.process}")
     try:
         _join(start)
         yield
