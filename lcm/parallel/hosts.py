@@ -9,9 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -19,7 +17,7 @@ import jax
 from jax._src import distributed  # its client has no public name
 
 from lcm.errors import ConfigError, HostError, UserError
-from lcm.parallel import parent
+from lcm.parallel import meeting, parent
 
 T = TypeVar("T")
 
@@ -120,7 +118,7 @@ def running(start: Start | None) -> Iterator[None]:
     if start is None:
         yield
         return
-    parent.stand_by(f"process {start.process if start.process is not None else ''}".strip())
+    parent.stand_by("this process" if start.process is None else f"process {start.process}")
     try:
         _join(start)
         yield
@@ -132,7 +130,7 @@ def running(start: Start | None) -> Iterator[None]:
 
 def _join(start: Start) -> None:
     if start.coordinator != AUTO:
-        _reach(start)
+        meeting.meet(*start)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM for itself; lcm.training.stopping agrees on the step to stop at.
     jax.config.update("jax_enable_preemption_service", False)
@@ -147,7 +145,8 @@ def _join(start: Start) -> None:
             shutdown_timeout_seconds=min(start.wait, _SILENT),
         )
     except (ValueError, RuntimeError, OSError) as error:
-        raise HostError(_not_joined(start, error)) from error
+        kind = ConfigError if start.coordinator == AUTO else HostError
+        raise kind(_not_joined(start, error)) from error
     if not is_first():  # one speaks for all
         logging.getLogger("lcm").setLevel(logging.ERROR)
 
@@ -164,32 +163,6 @@ def _not_joined(start: Start, error: Exception) -> str:
         f"{start.coordinator} within {start.wait} s ({line}): start all of them, with the same "
         "--coordinator and --processes and a --process each"
     )
-
-
-def _reach(start: Start) -> None:
-    """Looks whether the port is free, or answers: JAX itself ends a process that fails in this."""
-    host, port = start.coordinator.rsplit(":", 1)
-    address, end = (host.strip("[]"), int(port)), time.monotonic() + start.wait
-    if start.process == 0:
-        try:
-            socket.create_server(("", address[1])).close()
-        except OSError as error:
-            raise HostError(
-                f"port {port} of --coordinator={start.coordinator} cannot be used "
-                f"({error.strerror}): choose another for all processes"
-            ) from error
-        return
-    while True:
-        try:
-            socket.create_connection(address, timeout=2).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise HostError(
-                    f"--coordinator={start.coordinator} did not answer within {start.wait} s "
-                    f"({error.strerror or error}): is process 0 running there, and the port open?"
-                ) from error
-        time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -240,7 +213,7 @@ def _leave(error: BaseException) -> NoReturn:
     sys.stderr.flush()
     # JAX ends the others when process 0 goes: where all know the same error, all may say it.
     with contextlib.suppress(Exception):
-        client().wait_at_barrier("lcm/leave", _LEAVE * 1000)
+        distributed.global_state.client.wait_at_barrier("lcm/leave", _LEAVE * 1000)
     end(status)
 
 
@@ -253,8 +226,17 @@ def end(status: int) -> NoReturn:
 
 
 def client() -> Any:
-    """JAX's connection to process 0; None in a run of one process."""
-    return distributed.global_state.client if jax.process_count() > 1 else None
+    """JAX's connection to process 0, for runs of several processes.
+
+    Raises:
+        ConfigError: if the devices here are those of several hosts, and none has been told so.
+    """
+    if distributed.global_state.client is None:
+        raise ConfigError(
+            f"the {jax.device_count()} devices here belong to {jax.process_count()} hosts: start "
+            "lcm train on each of them with --coordinator=auto"
+        )
+    return distributed.global_state.client
 
 
 def is_first() -> bool:
@@ -268,9 +250,10 @@ def gather(text: str) -> list[str]:
     Raises:
         HostError: if one does not within five minutes.
     """
-    count, here, there = jax.process_count(), jax.process_index(), client()
+    count, here = jax.process_count(), jax.process_index()
     if count == 1:
         return [text]
+    there = client()
     turn = f"lcm/agree/{next(_turns)}"
     found = []
     try:

@@ -155,9 +155,14 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
 def _begun(cfg: ConfigDict, state: TrainState, layout: TrainState) -> TrainState:
     """A first state with the parameters of the run that this one goes on from."""
     folder = pathlib.Path(cfg.train.init)
-    params, _ = checkpoints.restore_params(folder, abstract_state(workdir.read_config(folder)))
-    params = models.adopt(cfg, params, jax.random.key(cfg.seed))
-    params = jax.device_put(models.only_used(cfg, params), layout.params)
+    mesh = layout.step.mesh  # each process reads what its devices hold, no more
+    like = abstract_state(workdir.read_config(folder), mesh)
+    params, _ = checkpoints.restore_params(folder, like)
+
+    def adopted(params: Any) -> Any:
+        return models.only_used(cfg, models.adopt(cfg, params, jax.random.key(cfg.seed)))
+
+    params = jax.jit(adopted, out_shardings=layout.params)(params)
     average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
     return state._replace(params=params, average=average)
 

@@ -74,7 +74,7 @@ class Watch:
         self.told = True
         stacks = self.folder / f"hang-{self.process}.txt"
         for file in (stacks, None):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, in notebooks
                 _dump(file)
         kind = "warning" if self.alone else "error"
         print(

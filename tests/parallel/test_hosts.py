@@ -1,5 +1,6 @@
 """How a run of several processes is asked for, what they agree on, and what is refused."""
 
+import socket
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ from programs import free_port
 
 from lcm import cli
 from lcm.errors import CheckpointError, ConfigError, HostError, UserError
-from lcm.parallel import hosts
+from lcm.parallel import hosts, meeting
 from lcm.training import stopping, watch
 
 HERE = ["--coordinator=localhost:1234", "--processes=2", "--process=1"]
@@ -112,17 +113,50 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_coordinator_that_does_not_answer_is_waited_for_and_named():
-    start = hosts.Start(f"localhost:{free_port()}", 2, 1, 1)
-    with pytest.raises(HostError, match=r"did not answer within 1 s .* is process 0 running"):
-        hosts._reach(start)
+def met(*callers: tuple[int, int], wait: int = 20) -> list:
+    """How processes, each with its number and that of all, fare when they meet."""
+    address, found = f"localhost:{free_port()}", [None] * len(callers)
+
+    def run(place, process, processes):
+        try:
+            meeting.meet(address, processes, process, wait)
+        except Exception as error:
+            found[place] = error
+
+    threads = [
+        threading.Thread(target=run, args=(place, *caller)) for place, caller in enumerate(callers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return found
+
+
+def test_processes_meet():
+    assert met((0, 3), (1, 3), (2, 3)) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("callers", "kind", "says"),
+    [
+        ([(1, 2)], HostError, "did not answer within 1 s"),
+        ([(0, 2)], HostError, "process 1 of 2 did not come to localhost"),
+        ([(0, 4), (2, 4)], HostError, "process 1, 3 of 4 did not come"),
+        ([(0, 2), (1, 3)], ConfigError, "--processes=3 of process 1 is 2 for process 0"),
+        ([(0, 3), (1, 3), (1, 3)], ConfigError, "--process=1 was given to two processes"),
+    ],
+)
+def test_processes_that_do_not_meet_are_told_why(callers, kind, says):
+    for error in met(*callers, wait=1):
+        assert type(error) is kind and says in str(error)
 
 
 def test_port_in_use_is_named():
-    with hosts.socket.create_server(("", 0)) as taken:
+    with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(HostError, match=f"port {port} of .* choose another"):
-            hosts._reach(hosts.Start(f"localhost:{port}", 2, 0, 1))
+            meeting.meet(f"localhost:{port}", 2, 0, 1)
 
 
 def test_texts_are_gathered_in_the_order_of_processes(each):

@@ -180,3 +180,16 @@ def test_hang_of_one_ends_the_other_with_stacks(tmp_path):
     _, said = end(processes)
     assert "lcm: error: process 0: no step has ended for" in said[0]
     assert "loop.py" in (folder / "hang-0.txt").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_the_parameters_of_a_run_as_one_does(whole, tmp_path):
+    keys = {"train__init": whole, "train__steps": 2, "train__ema": 0.9}
+    for count, fsdp in ((1, 1), (2, 2)):
+        folder = tmp_path / str(count)
+        statuses, said = end(begin(folder, count, mesh__fsdp=fsdp, **keys))
+        assert statuses == [0] * count, said
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == two.keys() == {1, 2}
+    assert one[1][0] < losses(whole)[1][0] - 1  # it has learned
+    np.testing.assert_allclose(two[1][0], one[1][0], rtol=2e-5)
