@@ -36,13 +36,18 @@ def op_diag(
         ValueError: for a negative chunk.
     """
     chunk = chunk_of(chunk, ON_CPU, CHUNK)
-    kind = jnp.complex64 if jnp.iscomplexobj(a) or jnp.iscomplexobj(b) else jnp.float32
+    kind = kind_of(a, b)
     a, b = a.astype(kind), b.astype(kind)
     h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0.astype(kind)
     if reset_BL is not None:
         a = jnp.where(reset_BL.reshape(*reset_BL.shape, *[1] * (a.ndim - 2)), 0, a)
     h = _states(min(chunk, a.shape[1]), a, b, h0)
     return h, h[:, -1]
+
+
+def kind_of(a: Array, b: Array) -> jnp.dtype:
+    """The dtype of states: float32, or complex64 where something is complex."""
+    return jnp.dtype(jnp.complex64 if jnp.iscomplexobj(a) or jnp.iscomplexobj(b) else jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -40,7 +40,8 @@ def op_diag(
     count = _shards(b.shape[1])
     if count == 1:
         return run(a, b, h0, reset_BL)
-    h0 = jnp.zeros(b[:, 0].shape, jnp.float32) if h0 is None else h0.astype(jnp.float32)
+    kind = diagonal.kind_of(a, b)
+    h0 = jnp.zeros(b[:, 0].shape, kind) if h0 is None else h0.astype(kind)
     reset_BL = jnp.zeros(b.shape[:2], bool) if reset_BL is None else reset_BL
 
     def own(at: Array, moving: tuple, h0: Array) -> tuple[Array, Array]:
