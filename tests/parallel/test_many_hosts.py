@@ -184,7 +184,7 @@ def test_hang_of_one_ends_the_other_with_stacks(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_begin_with_the_parameters_of_a_run_as_one_does(whole, tmp_path):
-    keys = {"train__init": whole, "train__steps": 2, "train__ema": 0.9}
+    keys = {"train__init": whole, "train__steps": 2, "train__warmup": 1, "train__ema": 0.9}
     for count, fsdp in ((1, 1), (2, 2)):
         folder = tmp_path / str(count)
         statuses, said = end(begin(folder, count, mesh__fsdp=fsdp, **keys))
