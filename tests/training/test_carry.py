@@ -45,7 +45,9 @@ def test_a_step_carries_the_states_of_every_mixer(tiny):
             after, _ = jax.eval_shape(training.make_step(spec, rule, cfg), state, batch)
             of = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
             assert of(after.carried) == of(state.carried), mixer
-            assert jax.tree.leaves(after.carried), mixer
+            # RWKV's channel mixing has the last token alone, which is passed on and not fitted.
+            fits = kind == "passed" or not mixer.endswith("_channels")
+            assert bool(jax.tree.leaves(after.carried)) == fits, mixer
 
 
 @pytest.mark.parametrize("mixer", ["rglru", "mlstm"])
