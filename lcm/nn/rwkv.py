@@ -1,6 +1,6 @@
 """What RWKV-6 and RWKV-7 share: a token mixed with the one before it, and channel mixing."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,18 @@ def _hidden(spec: LayerSpec) -> int:
     return spec.hidden or 4 * spec.width
 
 
-def time_state(spec: LayerSpec, batch: int) -> Any:
-    """The empty state of a time-mixing layer: a matrix for each head, and the last token."""
-    return empty(batch, (spec.heads, spec.state, spec.head_size), (spec.width,), 2)
+class TimeMix(RecurrentMixer):
+    """A mixer of H heads whose state is a matrix `[N, P]` each, and the last token."""
+
+    spec: LayerSpec
+
+    def by_head(self, x_BLC: Array) -> Array:
+        """`[B, L, H N]` as `[B, L, H, N]`."""
+        return x_BLC.reshape(*x_BLC.shape[:2], self.spec.heads, -1)
+
+    @staticmethod
+    def init_state(
+        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
+    ) -> RecurrentState:
+        """The empty state, float32 whatever the dtype of caches, for any length."""
+        return empty(batch, (spec.heads, spec.state, spec.head_size), (spec.width,), 2)

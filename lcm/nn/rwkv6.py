@@ -6,8 +6,8 @@ from flax import nnx
 
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
-from lcm.nn.recurrent import RecurrentMixer, RecurrentState, entered, moved
-from lcm.nn.rwkv import MIDDLE, NORM_EPS, mix, mixed, orthogonal, ramp, time_state, zeros
+from lcm.nn.recurrent import RecurrentState, entered, moved
+from lcm.nn.rwkv import MIDDLE, NORM_EPS, TimeMix, mix, mixed, orthogonal, ramp, zeros
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix_before
 from lcm.types import Context, Hidden
@@ -16,7 +16,7 @@ MIX_RANK, DECAY_RANK = 32, 64  # of releases up to 7B
 NAMES = "wkvrg"
 
 
-class RWKV6(RecurrentMixer):
+class RWKV6(TimeMix):
     """RWKV-6 "Finch" (Peng et al., arXiv:2404.05892), of H heads with a state `[N, P]` each.
 
         dx = x_{t-1} - x,  p = x + dx mix_x,  m_s = tanh(p M_1)_s M_2s
@@ -57,8 +57,7 @@ class RWKV6(RecurrentMixer):
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(u_BLD)), context)
         last_BLD, tail = moved(u_BLD, before.tails[0], reset_BL, there_BL)
         x = self._mixed(u_BLD, last_BLD - u_BLD)
-        by_head = lambda y: y.reshape(*y.shape[:2], spec.heads, -1)  # noqa: E731
-        r, k, v = (by_head(dense(x[name], getattr(self, name)[...])) for name in "rkv")
+        r, k, v = (self.by_head(dense(x[name], getattr(self, name)[...])) for name in "rkv")
         there = there_BL[..., None]
         decay = dense(jnp.tanh(dense(x["w"], self.decay_down[...])), self.decay_up[...])
         decay = -jnp.exp(decay.astype(jnp.float32) + self.decay_bias[...])
@@ -66,7 +65,7 @@ class RWKV6(RecurrentMixer):
             r,
             jnp.where(there[..., None], k, 0),
             v,
-            by_head(jnp.where(there, decay, 0)),
+            self.by_head(jnp.where(there, decay, 0)),
             before.memory,
             reset_BL,
             chunk=spec.recurrence_chunk,
@@ -87,13 +86,6 @@ class RWKV6(RecurrentMixer):
         ):
             shares[name] = getattr(self, f"mix_{name}")[...].astype(z.dtype) + dense(z, up)
         return {name: mixed(u_BLD, dx_BLD, share) for name, share in shares.items()}
-
-    @staticmethod
-    def init_state(
-        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
-    ) -> RecurrentState:
-        """The empty state, float32 whatever the dtype of caches, for any length."""
-        return time_state(spec, batch)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:

@@ -9,8 +9,8 @@ from flax import nnx
 
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
-from lcm.nn.recurrent import RecurrentMixer, RecurrentState, entered, moved
-from lcm.nn.rwkv import MIDDLE, NORM_EPS, mix, mixed, orthogonal, ramp, time_state, zeros
+from lcm.nn.recurrent import RecurrentState, entered, moved
+from lcm.nn.rwkv import MIDDLE, NORM_EPS, TimeMix, mix, mixed, orthogonal, ramp, zeros
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix
 from lcm.types import Array, Context, Hidden
@@ -21,7 +21,7 @@ NORM_FLOOR = 1e-12
 RANKS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
 
 
-class RWKV7(RecurrentMixer):
+class RWKV7(TimeMix):
     """RWKV-7 "Goose" (Peng et al., arXiv:2503.14456), of H heads with a state `[N, P]` each.
 
         x_s = x + (x_{t-1} - x) mix_s                             s in r, w, k, v, a, g
@@ -72,12 +72,12 @@ class RWKV7(RecurrentMixer):
         last_BLD, tail = moved(u_BLD, before.tails[0], reset_BL, there_BL)
         x = {n: mixed(u_BLD, last_BLD - u_BLD, getattr(self, f"mix_{n}")[...]) for n in "rwkvag"}
         there = there_BL[..., None]
-        r_BLHN = self._by_head(dense(x["r"], self.r[...]))
+        r_BLHN = self.by_head(dense(x["r"], self.r[...]))
         k, kappa, rate = self._keys(x["k"], x["a"])
-        v_BLHP = self._by_head(self._values(x["v"], shared))
+        v_BLHP = self.by_head(self._values(x["v"], shared))
         k, v, rate = (jnp.where(there[..., None], y, 0) for y in (k, v_BLHP, rate))
         decay = self._small("decay", jnp.tanh, x["w"]) + self.decay_bias[...]
-        decay_BLHN = self._by_head(jnp.where(there, -STEEPEST * jax.nn.sigmoid(decay), 0))
+        decay_BLHN = self.by_head(jnp.where(there, -STEEPEST * jax.nn.sigmoid(decay), 0))
         y_BLHP, S_BHNP = op_matrix(
             r_BLHN,
             k,
@@ -105,10 +105,10 @@ class RWKV7(RecurrentMixer):
         """What is written, what is erased, and the rate of it, `[B, L, H, N]`."""
         k = dense(x_k_BLD, self.k[...])
         rate = jax.nn.sigmoid(self._small("rate", lambda x: x, x_a_BLD) + self.rate_bias[...])
-        kappa = self._by_head(k.astype(jnp.float32) * self.erase_scale[...])
+        kappa = self.by_head(k.astype(jnp.float32) * self.erase_scale[...])
         norm = jnp.sqrt(jnp.maximum((kappa**2).sum(-1, keepdims=True), NORM_FLOOR**2))
         written = k * (1 + (rate - 1) * self.key_rate[...]).astype(k.dtype)
-        return self._by_head(written), kappa / norm, self._by_head(rate)
+        return self.by_head(written), kappa / norm, self.by_head(rate)
 
     def _values(self, x_v_BLD: Hidden, shared: dict) -> Array:
         v_BLE = dense(x_v_BLD, self.v[...])
@@ -121,16 +121,6 @@ class RWKV7(RecurrentMixer):
         """A product with two matrices of low rank, float32."""
         low = between(dense(x_BLD, getattr(self, f"{name}_down")[...]))
         return dense(low, getattr(self, f"{name}_up")[...]).astype(jnp.float32)
-
-    def _by_head(self, x_BLC: Array) -> Array:
-        return x_BLC.reshape(*x_BLC.shape[:2], self.spec.heads, -1)
-
-    @staticmethod
-    def init_state(
-        spec: LayerSpec, batch: int, length: int = 0, dtype: jnp.dtype | None = None, chunk: int = 0
-    ) -> RecurrentState:
-        """The empty state, float32 whatever the dtype of caches, for any length."""
-        return time_state(spec, batch)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
