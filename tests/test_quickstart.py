@@ -61,8 +61,8 @@ def files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 
 def kept(written: dict[str, tuple[int, int]], name: str) -> dict[str, tuple[int, int]]:
-    """What a decoder's training and evaluation wrote: all but its lock and its config."""
-    started = (f"{name}/.lock", f"{name}/config.json")
+    """What a decoder's training and evaluation wrote: all but what each start writes anew."""
+    started = [f"{name}/{file}" for file in (".lock", "config.json", "heartbeat-0.json")]
     return {
         file: stat
         for file, stat in written.items()
