@@ -110,7 +110,7 @@ OVERRIDES = {
     "empty pattern": (["model.pattern="], ["config.model.pattern is empty"]),
     "long pattern": (["model.pattern=" + "attention," * 2 + "attention"], ["depth=2", "shorten"]),
     "kind": (["model.kinds.x=3"], ["config.model.kinds.x is unknown"]),
-    "mixer": (["model.mixer=mamba3"], ["model.mixer='mamba3'", "attention"]),
+    "mixer": (["model.mixer=mamba9"], ["model.mixer='mamba9'", "attention"]),
     "mesh": (["mesh.fsdp=3"], ["fsdp 3", f"{jax.device_count()} devices", "-1"]),
     "mesh of nothing": (["mesh.data=0"], ["data 0", "positive"]),
     "microbatch": (["train.accumulate=3"], ["train.batch=8", "train.accumulate=3", "batch of 9"]),
