@@ -12,6 +12,7 @@ from lcm.errors import ConfigError, HostError
 
 _CALL = b"lcm "
 _LONGEST = 500  # bytes of what is said either way
+_LATE = 2  # seconds that an answer may take
 
 
 def meet(coordinator: str, processes: int, process: int, wait: int) -> None:
@@ -100,7 +101,7 @@ def _call(
         try:
             with socket.create_connection(address, timeout=2) as call:
                 call.sendall(_CALL + f"{process} {processes}".encode())
-                call.settimeout(max(1.0, end - time.monotonic()))
+                call.settimeout(wait + _LATE)  # who listens says why within its own wait
                 answer = call.recv(_LONGEST).decode() or None
         except OSError as error:
             failed = error
