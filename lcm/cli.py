@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from lcm.errors import UserError
+from lcm.errors import STOPPED, UserError
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved after a signal, the same command goes on
 MANY_HOSTS = """\
 One run on many hosts is the same command on each, with --coordinator=HOST:PORT --processes=N
 --process=I [--wait=SECONDS], or LCM_COORDINATOR, LCM_PROCESSES, LCM_PROCESS, LCM_WAIT instead;

@@ -4,6 +4,8 @@ The command line prints them in one line and exits with their status, 2 for most
 bug and keeps its trace.
 """
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved after a signal, the same command goes on
+
 
 class UserError(Exception):
     """Something the user gave cannot work; the message says what to change."""

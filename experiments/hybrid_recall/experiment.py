@@ -110,8 +110,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results = {name: studied(sizes, text, workdir / name) for name, text in MODELS.items()}
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
-    spans = recall.bands(sizes.length, sizes.length * sizes.times)
-    names = ["T", *(f"{a // sizes.length}-{b // sizes.length} T" for a, b in spans[1:])]
+    names = recall.band_names(sizes.length, sizes.length * sizes.times)
     rows = [
         [name, f"{one['parameters']:,}", *(number(x, 3) for x in one["accuracy"])]
         for name, one in results.items()

@@ -197,7 +197,12 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results = {mixer: studied(sizes, mixer, workdir) for mixer in sizes.mixers}
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
-    header = ["", *band_names(sizes), "norm at T", "norm at the end"]
+    header = [
+        "",
+        *recall.band_names(sizes.length, sizes.length * sizes.times),
+        "norm at T",
+        "norm at the end",
+    ]
     tables = [
         Table(f"{mixer}, accuracy by how far into a stream it is asked", header, rows(found))
         for mixer, found in results.items()
@@ -226,12 +231,6 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         sections, workdir / "report.html", title="Recurrent models made to run long"
     )
     print(f"\nwrote {page}")
-
-
-def band_names(sizes: Scale) -> list[str]:
-    """`T`, `1-2 T` and so on."""
-    spans = recall.bands(sizes.length, sizes.length * sizes.times)
-    return ["T", *(f"{a // sizes.length}-{b // sizes.length} T" for a, b in spans[1:])]
 
 
 def rows(found: dict[str, dict]) -> list[list[str]]:

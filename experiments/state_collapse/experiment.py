@@ -99,8 +99,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results = {f"N={n}": studied(sizes, n, workdir / f"N{n}") for n in sizes.states}
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
-    spans = recall.bands(sizes.length, sizes.length * sizes.times)
-    names = ["T", *(f"{a // sizes.length}-{b // sizes.length} T" for a, b in spans[1:])]
+    names = recall.band_names(sizes.length, sizes.length * sizes.times)
     places = [2**n for n in range(sizes.times.bit_length())]
     accuracy = [[name, *(number(x, 3) for x in r["accuracy"])] for name, r in results.items()]
     norms = [

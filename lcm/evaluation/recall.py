@@ -30,6 +30,12 @@ def bands(length: int, longest: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
+def band_names(length: int, longest: int) -> list[str]:
+    """What tables call the `bands`: `T`, `1-2 T`, `2-4 T` and so on."""
+    spans = bands(length, longest)
+    return ["T", *(f"{a // length}-{b // length} T" for a, b in spans[1:])]
+
+
 def by_band(right_BL: Array, asked_BL: Array, spans: Sequence[tuple[int, int]]) -> list[float]:
     """The share of answers that is right in each span of places; nan where nothing is asked."""
     right_BL, asked_BL = np.asarray(right_BL), np.asarray(asked_BL)

@@ -7,11 +7,11 @@ the shell here, and those that go to a worker are quoted for the shell there bef
 import re
 import shlex
 
+from lcm.errors import STOPPED
 from lcm.launch.spec import Launch
 
 POLL = 30  # seconds between looks at a slice that is waited for
 LOOKS = 5  # at a slice that may have been taken away, until it says so
-PREEMPTED = 75  # what `lcm train` returns when it saved and wants to go on: EX_TEMPFAIL
 
 _HEAD = """\
 #!/usr/bin/env bash
@@ -190,7 +190,7 @@ def _cluster(launch: Launch) -> str:
         f"--tpu-type={launch.tpu.type}",
         f"--base-docker-image={launch.image}",
         f"--max-restarts={launch.restarts}",
-        f"--restart-on-exit-codes={PREEMPTED}",
+        f"--restart-on-exit-codes={STOPPED}",
         "--termination-grace-period-seconds=300",  # in which a checkpoint is written
     ]
     request += [f"--{launch.capacity}"] if launch.capacity else []
@@ -221,6 +221,6 @@ def _filled(text: str, launch: Launch, values: dict[str, str]) -> str:
         "root": shlex.quote(str(launch.root)),
         "commit": launch.commit,
         "short": launch.commit[:12],
-        "preempted": str(PREEMPTED),
+        "preempted": str(STOPPED),
     }
     return re.sub(r"(?<!\$)\{([a-z]+)\}", lambda found: values[found[1]], text)

@@ -121,7 +121,7 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
         _log.info("resumed %s at step %d", folder, restored.step)
     at = 0 if restored is None else restored.step
     watched.restored(at)
-    if at >= cfg.train.steps:  # nothing to do, and nothing to write
+    if at >= cfg.train.steps:  # nothing to do, and but a heartbeat nothing to write
         return _result(state, at)
     whole = NamedSharding(mesh, PartitionSpec())  # metrics, of which every process has its copy
     step = jax.jit(make_step(spec, rule, cfg), donate_argnums=0, out_shardings=(layout, whole))
