@@ -4,11 +4,14 @@
     python tests/benchmarks/recurrence.py --peer 4096            # layers beside transformers' own
     python tests/benchmarks/recurrence.py --aot v5e:2x2 4096     # compiled, not run
 
-Microseconds per token and KiB of temporaries per token, batch 1, float32, 4 heads of 64 and a state
-of 64: `fwd` forward alone, `both` forward with the gradients of all arguments. `growth` is the time
-at a length to that at half of it, so 2 is linear: recurrences fail above 2.2. Where attention first
-takes longer than a recurrence is said at the end. The fastest of runs in one process, sides in
-turn. `--peer` are mixers of width 256, forward: Mamba-2, and Mamba with a state of 16.
+Microseconds per token and KiB of temporaries per token, float32, 4 heads of 64 and a state of 64:
+`fwd` forward alone, `both` forward with the gradients of all arguments. Each length has as many
+rows as make `--tokens`, 65,536, since one row of 1,024 tokens lies in a CPU's caches and one of
+65,536 does not, which has nothing to do with what is computed; `--tokens 0` has one row at any
+length. `growth` is the time of a row at a length to that at half of it, so 2 is linear: recurrences
+fail above 2.2. Where attention first takes longer than a recurrence is said at the end. The fastest
+of runs in one process, sides in turn, those above five seconds once. `--peer` are mixers of width
+256, forward: Mamba-2, and Mamba with a state of 16.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from lcm.ops.attention import Part, attend, causal, window
 from lcm.ops.recurrence import op_diag, op_matrix
 
 HEADS, SIZE, STATE = 4, 64, 64
+LONG = 5.0  # seconds
 
 
 def ssd(q: Any, k: Any, v: Any, l: Any) -> Any:
@@ -56,18 +60,20 @@ SIDES: dict[str, Callable[..., Any]] = {
 RECURRENCES = "ssd", "delta rule", "diagonal"
 
 
-def arguments(length: int, heads: int = HEADS, state: int = STATE) -> list[jax.Array]:
+def arguments(rows: int, length: int) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(0), 4)
-    shapes = [(1, length, heads, state)] * 2 + [(1, length, heads, SIZE), (1, length, heads)]
+    shapes = [(rows, length, HEADS, each) for each in (STATE, STATE, SIZE)] + [
+        (rows, length, HEADS)
+    ]
     q, k, v, l = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     return [q, k, v, -0.1 * jnp.abs(l)]
 
 
 def prepared(
-    function: Callable[..., Any], length: int, backward: bool
+    function: Callable[..., Any], rows: int, length: int, backward: bool
 ) -> tuple[Callable[[], Any], float]:
     """A function that runs one side once and waits for it, compiled, and its bytes for a token."""
-    given = arguments(length)
+    given = arguments(rows, length)
 
     def both(*given: Any) -> Any:
         y, pull = jax.vjp(function, *given)
@@ -76,7 +82,7 @@ def prepared(
     compiled = jax.jit(both if backward else function).lower(*given).compile()
     run = lambda: jax.block_until_ready(compiled(*given))  # noqa: E731
     run()
-    return run, compiled.memory_analysis().temp_size_in_bytes / length
+    return run, compiled.memory_analysis().temp_size_in_bytes / (rows * length)
 
 
 def fastest(sides: list[Callable[[], Any]], runs: int) -> list[float]:
@@ -84,18 +90,22 @@ def fastest(sides: list[Callable[[], Any]], runs: int) -> list[float]:
     times: list[list[float]] = [[] for _ in sides]
     for _ in range(runs):
         for run, found in zip(sides, times, strict=True):
+            if found and found[0] > LONG:
+                continue
             start = time.perf_counter()
             run()
             found.append(time.perf_counter() - start)
     return [min(found) for found in times]
 
 
-def table(lengths: list[int], runs: int) -> None:
+def table(lengths: list[int], runs: int, tokens: int) -> None:
     for title, backward in (("fwd", False), ("both", True)):
         found: dict[int, list[float]] = {}
         for length in lengths:
-            sides = [prepared(function, length, backward) for function in SIDES.values()]
-            found[length] = fastest([run for run, _ in sides], runs)
+            rows = max(tokens // length, 1)
+            sides = [prepared(function, rows, length, backward) for function in SIDES.values()]
+            times = fastest([run for run, _ in sides], runs)
+            found[length] = [seconds / rows for seconds in times]
             cells = []
             for name, seconds, (_, size) in zip(SIDES, found[length], sides, strict=True):
                 cell = f"{name} {1e6 * seconds / length:7.2f} us {size / 1024:6.2f} KiB"
@@ -181,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lengths", nargs="*", type=int, default=[1024, 4096, 16384])
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--aot", default="")
     args = parser.parse_args()
@@ -191,7 +202,7 @@ def main() -> None:
         else:
             peer(length, args.runs)
     if not (args.peer or args.aot):
-        table(args.lengths, args.runs)
+        table(args.lengths, args.runs, args.tokens)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
 from lcm.ops.recurrence.reference import Erase, by_head, cleared, matrix_step
 from lcm.types import Array
 
-ON_CPU, CHUNK = 64, 256  # tokens at a time where none are given
+ON_CPU, CHUNK = 32, 256  # tokens at a time where none are given
 SUBCHUNK = 16  # tokens whose decays by channel are multiplied out
 
 
