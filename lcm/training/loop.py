@@ -85,10 +85,11 @@ def train(cfg: ConfigDict, folder: str | pathlib.Path, *, title: str = "train") 
     hosts.check_same("config", json.dumps(workdir.to_dict(cfg), sort_keys=True))
     folder = pathlib.Path(folder)
     with ExitStack() as stack:
+        stop = stack.enter_context(stopping.watched())
         hosts.by_first(lambda: _own(cfg, folder, stack))
         hosts.by_all(lambda: workdir.check_shared(folder))
         with hosts.losses_said():
-            return _train(cfg, folder, stack, title)
+            return _train(cfg, folder, stack, stop, title)
 
 
 def _own(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack) -> None:
@@ -99,7 +100,9 @@ def _own(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack) -> None:
     watch.forget(folder)
 
 
-def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) -> Result:
+def _train(
+    cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, stop: stopping.Stop, title: str
+) -> Result:
     mesh = parallel.make(cfg)
     stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where rows and heads lie
     spec, rule = models.spec(cfg), optimizer(cfg.train)
@@ -121,6 +124,7 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
         _log.info("resumed %s at step %d", folder, restored.step)
     at = 0 if restored is None else restored.step
     watched.restored(at)
+    stop.restored(at)
     if at >= cfg.train.steps:  # nothing to do, and but a heartbeat nothing to write
         return _result(state, at)
     whole = NamedSharding(mesh, PartitionSpec())  # metrics, of which every process has its copy
@@ -128,7 +132,6 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
 
     writer = checkpoints.Writer(folder, cfg.checkpoint.keep)
     stack.push(writer.close)
-    stop = stack.enter_context(stopping.watched(at))
     log = stack.enter_context(_Log.open(cfg, folder, at, title))
     saved = at
     while at < cfg.train.steps and stop.more():
@@ -148,7 +151,8 @@ def _train(cfg: ConfigDict, folder: pathlib.Path, stack: ExitStack, title: str) 
         writer.save(state, batches.get_state(), workdir.to_dict(cfg))
     writer.finish()
     if at < cfg.train.steps:
-        _log.warning("stopped at step %d, saved: the same command goes on from there", at)
+        kept = ", saved" if at else ""
+        _log.warning("stopped at step %d%s: the same command goes on from there", at, kept)
     return _result(state, at)
 
 
@@ -223,7 +227,7 @@ class _Log:
         self.rate = schedule(cfg.train)
         self.flops = models.flops_per_token(cfg, cfg.data.length)
         self.pending: tuple[int, Any] | None = None
-        self.since, self.tokens = time.monotonic(), 0.0
+        self.tokens, self.ends = 0.0, [time.monotonic()]  # of the steps since the last line
         self.start = start
 
     @classmethod
@@ -263,8 +267,9 @@ class _Log:
                 "and run again"
             )
         self.tokens += float(values["tokens"])
+        self.ends.append(time.monotonic())
         if step == self.start + 1:  # compilation is not speed
-            self.since, self.tokens = time.monotonic(), 0.0
+            self.tokens, self.ends = 0.0, self.ends[-1:]
         if step % self.cfg.train.log_every == 0 or step in (1, self.cfg.train.steps):
             self._write(step, loss, norm, values)
         tokens = self.cfg.train.batch * self.cfg.data.length
@@ -272,9 +277,7 @@ class _Log:
         self.report(step * tokens, self.cfg.train.steps * tokens, text)
 
     def _write(self, step: int, loss: float, norm: float, values: Any) -> None:
-        now = time.monotonic()
-        per_second = self.tokens / max(now - self.since, 1e-9)
-        self.since, self.tokens = now, 0.0
+        seconds = np.diff(self.ends)
         by_position = [float(v) if np.isfinite(v) else None for v in values["loss_by_position"]]
         line = {
             "loss": loss,
@@ -282,9 +285,13 @@ class _Log:
             "lr": float(self.rate(step - 1)),
             "loss_by_position": by_position,
         }
-        if per_second:
+        if len(seconds):
+            per_second = self.tokens / max(seconds.sum(), 1e-9)
             line |= {
                 "tokens_per_second": round(per_second, 1),
                 "flops_per_second": round(per_second * self.flops),
+                "step_seconds": round(float(np.median(seconds)), 6),
+                "slowest_step_seconds": round(float(seconds.max()), 6),
             }
+        self.tokens, self.ends = 0.0, self.ends[-1:]
         self.metrics.write(step, line)

@@ -25,13 +25,17 @@ _KEY = "lcm/stop"
 class Stop:
     """Says whether another step may begin."""
 
-    def __init__(self, received: list[int], step: int):
+    def __init__(self, received: list[int], step: int | None = None):
         self.received = received
-        self.begun = step  # the last step that this process has begun
+        self.begun = step  # the last step that this process has begun, None before `restored`
         self.promised: int | None = None  # none beyond this one begins, unless ...
         self.last: int | None = None  # ... the latest of all promises is later
         self.lost = False
         self.changed = threading.Condition()
+
+    def restored(self, step: int) -> None:
+        """Notes the step that the run goes on from: before it is known, nothing is promised."""
+        self.begun = step
 
     def more(self) -> bool:
         """Begins a step, True, or says that the last one was begun.
@@ -57,6 +61,8 @@ class Stop:
 
     def look(self, store: Any) -> None:
         """Hears of signals to others, tells them of one to this, and takes the latest promise."""
+        if self.begun is None:
+            return
         told = dict(store.key_value_dir_get(_KEY))
         if self.promised is None and (self.received or told):
             with self.changed:
@@ -69,10 +75,10 @@ class Stop:
 
 
 @contextmanager
-def watched(step: int) -> Iterator[Stop]:
-    """A `Stop` that listens to SIGTERM and Ctrl-C in any process of a run that is at a step."""
+def watched() -> Iterator[Stop]:
+    """A `Stop` that listens to SIGTERM and Ctrl-C in any process of a run that is to begin."""
     with _signals() as received:
-        stop = Stop(received, step)
+        stop = Stop(received)
         if not stop.together:
             yield stop
             return

@@ -221,6 +221,18 @@ def test_all_stop_after_the_latest_step_that_any_has_begun(each, ahead):
     assert each(3, act) == [10 + max(ahead, 1)] * 3
 
 
+def test_nothing_is_promised_before_the_step_is_known(each):
+    def act(process):
+        stop = stopping.Stop([15])
+        stop.look(each.store)
+        unknown = stop.promised
+        stop.restored(3 + process)
+        stop.look(each.store)
+        return unknown, stop.promised
+
+    assert each(2, act) == [(None, 3), (None, 4)]
+
+
 def test_one_process_stops_at_once(monkeypatch):
     received = []
     stop = stopping.Stop(received, 0)

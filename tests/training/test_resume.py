@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -37,6 +38,20 @@ def test_sigterm_saves_and_asks_to_be_run_again(whole_run, steps, tmp_path):
     assert 13 <= stopped < 60 and stopped == max(logged(workdir))
     code, errors = finish(workdir, *steps)
     assert code == 0 and f"resumed {workdir} at step {stopped}" in errors
+    assert losses(workdir) == losses(whole_run)
+
+
+def test_sigterm_before_the_first_step_asks_to_be_run_again(whole_run, steps, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, *steps)
+    while not (workdir / "heartbeat-0.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "stopped at step" in errors and "Traceback" not in errors
+    code, errors = finish(workdir, *steps)
+    assert code == 0, errors
     assert losses(workdir) == losses(whole_run)
 
 
