@@ -19,8 +19,10 @@ out by `lcm.models.decimation`.
 
 import ast
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
@@ -118,6 +120,17 @@ def scaled(own: Extension, log_decay: Array, context: Context) -> tuple[Array, A
     return log_decay, gain
 
 
+def gate(own: Extension, token: Context, log_decay_BC: Array) -> tuple[Array, Array | float]:
+    """`scaled` of one token of each row, whose context is `[B, 1]`: for gates that see a state."""
+    log_decay, gain = scaled(own, log_decay_BC[:, None], token)
+    return log_decay[:, 0], gain if jnp.ndim(gain) == 0 else gain[:, 0]
+
+
+def by_token(context: Context) -> Context:
+    """`[L, B, 1]`, for a scan over tokens."""
+    return jax.tree.map(lambda x_BL: x_BL.swapaxes(0, 1)[..., None], context)
+
+
 def matrix(
     own: Extension,
     context: Context,
@@ -129,14 +142,15 @@ def matrix(
     S0_BHNP: Array,
     reset_BL: Array,
     chunk: int,
+    operator: Callable[..., tuple[Array, Array]] = op_matrix,
 ) -> tuple[Array, Array]:
-    """`op_matrix` of what an extension makes of its arguments."""
+    """`op_matrix`, or another with its arguments, of what an extension makes of them."""
     if own.scales or context.pace_BL is not None:
         log_decay, gain = scaled(own, log_decay, context)
         k_BLGN, v_BLHP = _written(k_BLGN, v_BLHP, gain)
         if erase is not None:
             erase = erase[0], _by_channel(gain) * erase[1]
-    run = lambda k, v, S0: op_matrix(  # noqa: E731
+    run = lambda k, v, S0: operator(  # noqa: E731
         q_BLGN, k, v, log_decay, erase, S0, reset_BL, chunk=chunk
     )
     if not own.window or own.window >= q_BLGN.shape[1]:

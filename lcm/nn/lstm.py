@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
@@ -26,6 +27,8 @@ class LSTM(RecurrentMixer):
 
     OPTIONS: ClassVar[dict[str, Any]] = {"chrono": 0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"chrono": (0, 1 << 30)}
+
+    EXTENDS = interventions.LINEAR - {"window"}  # gates see the state
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, inner, longest = spec, spec.inner, spec.option("chrono")
@@ -50,17 +53,19 @@ class LSTM(RecurrentMixer):
         own_BLF = dense(x_BLD, self.gates[...]).astype(jnp.float32) + self.gates_bias[...]
         u_EF = self.recurrent[...].astype(x_BLD.dtype)
 
-        def step(memory: dict[str, Array], xs: tuple[Array, ...]) -> tuple[dict, Array]:
-            own_BF, reset_B, there_B = xs
+        def step(memory: dict[str, Array], xs: tuple) -> tuple[dict, Array]:
+            own_BF, reset_B, there_B, token = xs
             c, h = (jnp.where(reset_B[:, None], 0, memory[name]) for name in ("c", "h"))
             i, f, g, o = jnp.split(own_BF + dense(h.astype(u_EF.dtype), u_EF), 4, 1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            log_keep, gain = interventions.gate(self.spec.extension, token, jax.nn.log_sigmoid(f))
+            c = jnp.exp(log_keep) * c + gain * jax.nn.sigmoid(i) * jnp.tanh(g)
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
             kept = {"c": jnp.where(there_B[:, None], c, memory["c"])}
             return {**kept, "h": jnp.where(there_B[:, None], h, memory["h"])}, h
 
         xs = tuple(each.swapaxes(0, 1) for each in (own_BLF, reset_BL, there_BL))
-        memory, h_LBE = jax.lax.scan(step, before.memory, xs)
+        tokens = interventions.by_token(context)
+        memory, h_LBE = jax.lax.scan(step, before.memory, (*xs, tokens))
         out_BLD = dense(h_LBE.swapaxes(0, 1).astype(x_BLD.dtype), self.out[...])
         return out_BLD, None if state is None else RecurrentState(memory, (), before.segment_B)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
 from lcm.nn.recurrent import RecurrentState, entered, moved
@@ -29,6 +30,8 @@ class RWKV6(TimeMix):
     Its releases have H P = D and N = P = 64; they need `model.norm=layer` and a norm of the
     embeddings.
     """
+
+    EXTENDS = interventions.LINEAR
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
@@ -61,14 +64,18 @@ class RWKV6(TimeMix):
         there = there_BL[..., None]
         decay = dense(jnp.tanh(dense(x["w"], self.decay_down[...])), self.decay_up[...])
         decay = -jnp.exp(decay.astype(jnp.float32) + self.decay_bias[...])
-        y_BLHP, S_BHNP = op_matrix_before(
+        y_BLHP, S_BHNP = interventions.matrix(
+            spec.extension,
+            context,
             r,
             jnp.where(there[..., None], k, 0),
             v,
             self.by_head(jnp.where(there, decay, 0)),
+            None,
             before.memory,
             reset_BL,
-            chunk=spec.recurrence_chunk,
+            spec.recurrence_chunk,
+            op_matrix_before,
         )
         y_BLHP += (r * self.bonus[...].astype(k.dtype) * k).sum(-1, keepdims=True) * v
         gate_BLE = jax.nn.silu(dense(x["g"], self.g[...]))

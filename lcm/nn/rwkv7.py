@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
 from lcm.nn.recurrent import RecurrentState, entered, moved
 from lcm.nn.rwkv import MIDDLE, NORM_EPS, TimeMix, mix, mixed, orthogonal, ramp, zeros
 from lcm.nn.spec import LayerSpec
-from lcm.ops.recurrence import op_matrix
 from lcm.types import Array, Context, Hidden
 
 STEEPEST = float(np.exp(-0.5))  # the most by which a log-decay falls in a token
@@ -40,6 +40,8 @@ class RWKV7(TimeMix):
 
     OPTIONS: ClassVar[dict[str, Any]] = {f"{name}_rank": 0 for name in RANKS}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {f"{n}_rank": (0, 2**16) for n in RANKS}
+
+    EXTENDS = interventions.LINEAR - {"window"}  # what is erased depends on what is there
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
@@ -78,7 +80,9 @@ class RWKV7(TimeMix):
         k, v, rate = (jnp.where(there[..., None], y, 0) for y in (k, v_BLHP, rate))
         decay = self._small("decay", jnp.tanh, x["w"]) + self.decay_bias[...]
         decay_BLHN = self.by_head(jnp.where(there, -STEEPEST * jax.nn.sigmoid(decay), 0))
-        y_BLHP, S_BHNP = op_matrix(
+        y_BLHP, S_BHNP = interventions.matrix(
+            spec.extension,
+            context,
             r_BLHN,
             k,
             v,
@@ -86,7 +90,7 @@ class RWKV7(TimeMix):
             (-kappa, kappa * rate),
             before.memory,
             reset_BL,
-            chunk=spec.recurrence_chunk,
+            spec.recurrence_chunk,
         )
         known_BLH = (r_BLHN * k * self.bonus[...].astype(k.dtype)).sum(-1, keepdims=True)
         y_BLHP = self.head_norm(y_BLHP) + known_BLH * v_BLHP

@@ -1,10 +1,14 @@
 """The sLSTM of xLSTM as a mixer: exponential gates that see the state before, token by token."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import CentredNorm
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
@@ -28,6 +32,8 @@ class SLSTM(RecurrentMixer):
     x = u W_x. R begins at 0, forget biases at 5 - 12 (p / (P - 1))^0.3 as in the first of the
     published layers.
     """
+
+    EXTENDS = interventions.LINEAR - {"window"}  # gates see the state
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, inner, heads, size = spec, spec.inner, spec.heads, spec.head_size
@@ -64,6 +70,8 @@ class SLSTM(RecurrentMixer):
             self.head_recurrent[...],
             reset_BL.swapaxes(0, 1),
             there_BL.swapaxes(0, 1),
+            partial(interventions.gate, spec.extension),
+            interventions.by_token(context),
         )
         h_BLE = self.head_norm(h_LBHP.swapaxes(0, 1)).astype(u_BLD.dtype)
         out_BLD = dense(h_BLE.reshape(x_BLE.shape), self.out[...])
@@ -88,17 +96,25 @@ class SLSTM(RecurrentMixer):
 
 
 def _memories(
-    memory: dict[str, Array], own: Array, r_GHPQ: Array, reset_LB: Array, there_LB: Array
+    memory: dict[str, Array],
+    own: Array,
+    r_GHPQ: Array,
+    reset_LB: Array,
+    there_LB: Array,
+    extended: Callable[[Context, Array], tuple[Array, Array | float]],
+    tokens: Context,
 ) -> tuple[dict[str, Array], Array]:
     """The memory after all tokens and `h` `[L, B, H, P]`, of gates `[L, B, 4, H, P]` without what
     they see of the state."""
 
-    def step(memory: dict[str, Array], xs: tuple[Array, ...]) -> tuple[dict, Array]:
-        own_BGHP, reset_B, there_B = xs
+    def step(memory: dict[str, Array], xs: tuple) -> tuple[dict, Array]:
+        own_BGHP, reset_B, there_B, token = xs
         reset, there = reset_B[:, None, None], there_B[:, None, None]
         c, h, m, n = (jnp.where(reset, 0, memory[name]) for name in "chmn")
         i, f, z, o = jnp.moveaxis(own_BGHP + jnp.einsum("bhp,ghpq->bghq", h, r_GHPQ), 1, 0)
-        kept = jnp.where(n > 0, jax.nn.log_sigmoid(f) + m, NEVER)
+        log_keep, gain = extended(token, jax.nn.log_sigmoid(f))
+        i += jnp.log(gain)
+        kept = jnp.where(n > 0, log_keep + m, NEVER)
         top = jax.lax.stop_gradient(jnp.maximum(kept, i))  # c / n is the same of any
         keep, write = jnp.exp(kept - top), jnp.exp(i - top)
         c, n = keep * c + write * jnp.tanh(z), keep * n + write
@@ -106,4 +122,4 @@ def _memories(
         after = {"c": c, "h": h, "m": top, "n": n}
         return {name: jnp.where(there, after[name], memory[name]) for name in "chmn"}, h
 
-    return jax.lax.scan(step, memory, (own, reset_LB, there_LB))
+    return jax.lax.scan(step, memory, (own, reset_LB, there_LB, tokens))

@@ -22,13 +22,20 @@ def layer(tiny, *keys):
     """Functions of the first kind's mixer, its parameters, inputs and where they stand."""
     spec = models.spec(tiny("model.depth=1", "model.mlp=none", "model.width=16", *keys)).layers[0]
     mixer = functional(lambda rngs: MIXERS[spec.mixer](spec, rngs))
-    params = mixer.init(jax.random.key(0))
+    params = jax.tree.map(filled, mixer.init(jax.random.key(0)))
     mixer = mixer._replace(apply=jax.jit(mixer.apply))
     noise = jax.random.normal(jax.random.key(1), (2, LENGTH, 16))
     context = models.default_context((2, LENGTH))
     segments = jnp.where(jnp.arange(LENGTH) < CUT, 1, 2) * (jnp.arange(LENGTH) < END)
     context = context._replace(segments_BL=jnp.broadcast_to(segments, (2, LENGTH)))
     return spec, mixer, params, noise, context
+
+
+def filled(leaf):
+    """Parameters that begin at 0, as outputs of RWKV's layers do, with something in them."""
+    return jnp.where(
+        leaf == 0, 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), leaf
+    )
 
 
 def documents():
@@ -105,6 +112,38 @@ def rglru_twin(own, spec, p, u):
     return (h * gelu) @ p["out"]
 
 
+def rwkv6_twin(own, spec, p, u):
+    dx = np.concatenate([np.zeros((1, u.shape[1])), u[:-1]]) - u
+    low = np.tanh((u + dx * p["mix_x"]) @ p["mix_down"]).reshape(len(u), 5, 32)
+    x = {
+        name: u + dx * (p[f"mix_{name}"] + low[:, i] @ p["mix_up"][i])
+        for i, name in enumerate("wkvrg")
+    }
+    r, k, v = ((x[name] @ p[name]).reshape(len(u), spec.heads, -1) for name in "rkv")
+    l = -np.exp(p["decay_bias"] + np.tanh(x["w"] @ p["decay_down"]) @ p["decay_up"])
+    decay, gain = changed(own, l.reshape(k.shape))
+    writes = np.einsum("lhn,lhp->lhnp", gain * k, v)
+    S = state_at(decay[..., None], writes, own.window)
+    S = np.concatenate([np.zeros_like(S[:1]), S[:-1]])  # read before it is written to
+    y = np.einsum("lhnp,lhn->lhp", S, r) + (r * k * p["bonus"]).sum(-1, keepdims=True) * v
+    y = y - y.mean(-1, keepdims=True)
+    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 64e-5)
+    y = y * p["head_norm"]["scale"] + p["head_norm"]["bias"]
+    g = x["g"] @ p["g"]
+    return (y.reshape(len(u), -1) * g * sigmoid(g)) @ p["out"]
+
+
+def lstm_twin(own, spec, p, u):
+    c, h, outputs = np.zeros(spec.inner), np.zeros(spec.inner), []
+    for x in u:
+        i, f, g, o = np.split(x @ p["gates"] + p["gates_bias"] + h @ p["recurrent"], 4)
+        decay, gain = changed(own, -softplus(-f))
+        c = decay * c + gain * sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        outputs.append(h)
+    return np.stack(outputs) @ p["out"]
+
+
 def close_to_twin(tiny, keys, extension, twin):
     spec, mixer, params, noise, context = layer(tiny, *keys, f"model.extension={extension}")
     got, _ = mixer.apply(params, noise, context, None, {})
@@ -124,7 +163,19 @@ def test_rg_lru_is_its_twin(tiny, extension):
     close_to_twin(tiny, RGLRU, extension, rglru_twin)
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "mlstm", "lru", "mamba1"])
+@pytest.mark.parametrize("extension", EACH)
+def test_rwkv_6_is_its_twin(tiny, extension):
+    close_to_twin(tiny, ("model.pattern=rwkv6",), extension, rwkv6_twin)
+
+
+@pytest.mark.parametrize("extension", EACH[:3])
+def test_lstm_is_its_twin(tiny, extension):
+    close_to_twin(tiny, ("model.pattern=lstm",), extension, lstm_twin)
+
+
+@pytest.mark.parametrize(
+    "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm"]
+)
 def test_what_says_nothing_changes_nothing(tiny, mixer):
     keys = (f"model.pattern={mixer}",)
     _, own, params, noise, context = layer(tiny, *keys)
@@ -193,7 +244,8 @@ def test_a_pace_of_nothing_leaves_a_token_out(tiny):
         (["model.extension=step=0.5"], "attention alone"),
         (["model.pattern=mamba2", "model.extension=pace=2"], "'pace' is unknown"),
         (["model.pattern=deltanet", "model.extension=window=9"], "window cannot be done"),
-        (["model.pattern=lstm", "model.extension=step=2"], "no extension"),
+        (["model.pattern=lstm", "model.extension=window=2"], "window cannot be done"),
+        (["model.pattern=rwkv7_channels", "model.extension=step=2"], "no extension"),
         (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done"),
         (["model.pattern=mamba2", "model.extension=retain=1.5"], "from 1e-06 to 1"),
         (["model.pattern=mamba2", "model.extension=step=fast"], "write step as step=1.0"),
