@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from fnmatch import fnmatch
 
 import pytest
 from jaxtyping import install_import_hook
@@ -32,6 +33,15 @@ CHECKED = (
     "lcm.positions",
 )
 install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `quick(*patterns)`, the cases whose ids match none of them are slow."""
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark and not any(fnmatch(item.callspec.id, pattern) for pattern in mark.args):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_seed_decides_the_order(data, corpus):
     assert differ(first, other)
 
 
+@pytest.mark.quick("1-*", "41-*")
 @pytest.mark.parametrize("method", PACKERS)
 @pytest.mark.parametrize("before", [0, 1, 16, 41, 83])
 def test_restores_exactly(data, corpus, method, before):

@@ -35,6 +35,7 @@ def every_text(model, prompt, stops) -> dict[tuple[int, ...], float]:
     }
 
 
+@pytest.mark.quick("stops0-1.0", "stops2--0.7")
 @pytest.mark.parametrize("penalty", [1.0, 0.0, -0.7, 2.0])
 @pytest.mark.parametrize("stops", [(1,), pytest.param((), marks=pytest.mark.slow), (1, 2)])
 def test_as_many_beams_as_texts_find_the_best(stops, penalty):

@@ -44,6 +44,16 @@ WITHOUT = {
 }
 
 
+@pytest.mark.quick(
+    "linear",
+    "dynamic_ntk",
+    "yarn",
+    "longrope",
+    "self_extend",
+    "dual_chunk",
+    "lm_infinite",
+    "reattention",
+)
 @pytest.mark.parametrize("name", extensions())
 def test_extensions_by_name(name):
     """Each reads as it does when the config asks for it."""

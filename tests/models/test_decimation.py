@@ -38,6 +38,7 @@ def test_what_is_short_enough_is_read_as_ever(made):
     assert (kept == jnp.arange(LENGTH)).all()
 
 
+@pytest.mark.quick("mamba1")
 def test_the_largest_steps_and_the_end_are_kept_and_the_rest_is_not_seen(made):
     spec, params, tokens = made
     how = Decimation((1,), base=8, response=4, least=2)

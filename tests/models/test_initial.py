@@ -31,6 +31,7 @@ def ran(request):
     return cfg, params, row, state
 
 
+@pytest.mark.quick("mamba2", "hybrid")
 def test_a_passed_state_goes_on_and_has_no_gradient(ran):
     cfg, params, row, state = ran
     want, _ = models.apply(cfg, params, row)
@@ -47,6 +48,7 @@ def test_a_passed_state_goes_on_and_has_no_gradient(ran):
     assert jax.grad(loss)(1.1, False) != 0
 
 
+@pytest.mark.quick("mamba2", "hybrid")
 def test_drawn_states_have_the_moments_of_fitted_ones(ran):
     cfg, _, _, state = ran
     fit = initial.fitted(state)
@@ -63,6 +65,7 @@ def test_drawn_states_have_the_moments_of_fitted_ones(ran):
     assert all((x.segment_B == 1).all() for x in kept)  # so that tokens go on from them
 
 
+@pytest.mark.quick("mamba2", "hybrid")
 def test_norms_are_bounded_and_bounds_that_do_not_bind_change_nothing(ran):
     *_, state = ran
     norms = initial.norms(state)

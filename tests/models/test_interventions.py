@@ -153,26 +153,31 @@ def close_to_twin(tiny, keys, extension, twin):
         np.testing.assert_allclose(got[row, places], want, atol=3e-5)
 
 
+@pytest.mark.quick("step=0.5,*", "retain*", "window*", "spectrum*")
 @pytest.mark.parametrize("extension", [*EACH, "spectrum=0.8"])
 def test_mamba_2_is_its_twin(tiny, extension):
     close_to_twin(tiny, MAMBA2, extension, mamba2_twin)
 
 
+@pytest.mark.quick("step=0.5,*", "window*")
 @pytest.mark.parametrize("extension", EACH)
 def test_rg_lru_is_its_twin(tiny, extension):
     close_to_twin(tiny, RGLRU, extension, rglru_twin)
 
 
+@pytest.mark.quick("step=0.5,*", "window*")
 @pytest.mark.parametrize("extension", EACH)
 def test_rwkv_6_is_its_twin(tiny, extension):
     close_to_twin(tiny, ("model.pattern=rwkv6",), extension, rwkv6_twin)
 
 
+@pytest.mark.quick("step=0.5,*", "retain*")
 @pytest.mark.parametrize("extension", EACH[:3])
 def test_lstm_is_its_twin(tiny, extension):
     close_to_twin(tiny, ("model.pattern=lstm",), extension, lstm_twin)
 
 
+@pytest.mark.quick("mamba2", "mlstm", "rwkv7", "slstm")
 @pytest.mark.parametrize(
     "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm"]
 )

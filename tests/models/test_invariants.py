@@ -141,6 +141,16 @@ def test_causal_through_gradients(model):
     assert np.all(np.diag(effect) > 0)
 
 
+@pytest.mark.quick(
+    "rope-plain",
+    "dynamic_ntk-*",
+    "rope-pattern*",
+    "rope-mamba-2",
+    "rope-gated_deltanet",
+    "rope-griffin",
+    "rope-rwkv-7",
+    "rope-zamba*",
+)
 def test_packed_row_equals_documents_alone(model):
     """Each document alone stands in a row of the same length, the rest of it padding."""
     cfg, params = model
@@ -162,6 +172,7 @@ def test_packed_row_equals_documents_alone(model):
         np.testing.assert_allclose(got, alone[:, :size], atol=2e-5)
 
 
+@pytest.mark.quick("rope-plain", "rope-mamba-2", "rope-gated_deltanet", "rope-griffin")
 def test_padding_is_finite_and_seen_by_nobody(model):
     cfg, params = model
     row, at = tokens(1), context(1)
@@ -172,6 +183,19 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     assert np.all(np.isfinite(got))
 
 
+@pytest.mark.quick(
+    "rope-plain-*",
+    "self_extend-plain-steps",
+    "rope-pattern*steps",
+    "rope-mamba-2-*",
+    "rope-gated_deltanet-chunks",
+    "rope-kda-steps",
+    "rope-griffin-chunks",
+    "rope-slstm-steps",
+    "rope-rwkv-7-chunks",
+    "rope-mamba-3-chunks",
+    "rope-zamba*-steps",
+)
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
 def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
     cfg, params = model
@@ -189,6 +213,9 @@ def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
     assert state.used_B.tolist() == [LENGTH] * 2
 
 
+@pytest.mark.quick(
+    "rope-plain", "rope-mamba-2", "rope-griffin", "rope-rwkv-7", "rope-gated_deltanet"
+)
 @pytest.mark.parametrize("model", SHAPES, indirect=True, ids="-".join)
 def test_padding_of_a_call_leaves_the_state_alone(model):
     """Rows of other lengths in one call, padded before or behind, go on as if each were alone."""

@@ -47,6 +47,7 @@ def where(length):
 NORMALISERS = Softmax(), SoftmaxSink(jnp.zeros(1)), Softplus()
 
 
+@pytest.mark.quick("w-Softmax", "p-Softplus")
 @pytest.mark.parametrize("normaliser", NORMALISERS, ids=lambda n: type(n).__name__)
 @pytest.mark.parametrize("mask", [causal() & window(512), prefix(9), Mask()], ids=["w", "p", "all"])
 def test_attention_of_64k_packed_tokens_and_its_gradient(mask, normaliser):

@@ -149,6 +149,7 @@ def plain(q, k, v, mod, whole, where):
 
 
 # "mapped" is blockwise through a block map that shows everything.
+@pytest.mark.quick("t5-*", "log length-*")
 @pytest.mark.parametrize("backend", [*ON_CPU, "mapped"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_users_modification(backend, name, monkeypatch):

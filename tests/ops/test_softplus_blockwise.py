@@ -40,6 +40,7 @@ def both(parts, power, *given):
     return run("reference"), run("blockwise")
 
 
+@pytest.mark.quick("loops-2.5", "written out-15")
 @pytest.mark.parametrize("power", [None, 1, 2.5, 15])
 def test_every_power(blocks, power):
     def parts(q, k, v):
@@ -50,6 +51,7 @@ def test_every_power(blocks, power):
     assert_gradients_equal(found, expected, 5e-5)
 
 
+@pytest.mark.quick("causal", "sinks", "chunks")
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mask_in_loops(name, monkeypatch):
     small_blocks(monkeypatch, looped=True)

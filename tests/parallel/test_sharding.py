@@ -34,22 +34,28 @@ print("RESULT", json.dumps([jax.device_count(), out]))
 """
 
 
-def losses(folder: pathlib.Path, devices: int, meshes: dict, logits: int = 2**27) -> dict:
+def losses(folder: pathlib.Path, devices: int, meshes: dict, logits: int) -> dict:
     program = start("-c", PROGRAM, str(folder), json.dumps(meshes), str(logits), devices=devices)
     count, found = result(program)
     assert count == devices
     return found
 
 
-def test_one_and_eight_devices_give_the_same_losses(tmp_path):
-    want = losses(tmp_path / "one", 1, {"one": [1, 1, 1, 1]})["one"]
-    got = losses(tmp_path / "eight", 8, MESHES)
-    # Logits of few tokens at a time: one of 8 rows, then two of each device's, and of its part.
-    meshes = {"data": [8, 1, 1, 1], "all": [1, 2, 2, 2]}
-    pieces = losses(tmp_path / "pieces", 8, meshes, logits=2000)
+def are_those_of_one(folder: pathlib.Path, meshes: dict, logits: int) -> None:
+    want = losses(folder / "one", 1, {"one": [1, 1, 1, 1]}, 2**27)["one"]
     assert len(want) == 4
-    for name, values in [*got.items(), *pieces.items()]:
+    for name, values in losses(folder / "eight", 8, meshes, logits).items():
         np.testing.assert_allclose(values, want, rtol=2e-4, err_msg=name)
+
+
+def test_one_and_eight_devices_give_the_same_losses(tmp_path):
+    """Logits of few tokens at a time: one of 8 rows, then two of each device's, and of its part."""
+    are_those_of_one(tmp_path, {"data": [8, 1, 1, 1], "all": [1, 2, 2, 2]}, logits=2000)
+
+
+@pytest.mark.slow
+def test_other_meshes_give_the_same_losses(tmp_path):
+    are_those_of_one(tmp_path, MESHES, logits=2**27)
 
 
 def test_every_parameter_and_moment_has_a_rule(tiny):

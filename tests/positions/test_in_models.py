@@ -21,6 +21,9 @@ def shapes(cfg):
     return params, jax.eval_shape(run, params, tokens)
 
 
+@pytest.mark.quick(
+    "countdown", "rope", "clex", "self_extend", "t5", "fire", "head_scale", "chunked"
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_makes_a_model_with_its_defaults(name):
     needed = {

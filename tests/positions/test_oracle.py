@@ -99,6 +99,7 @@ REMAPS = {
 }
 
 
+@pytest.mark.quick("rerope of yarn", "self_extend, ragged", "dual_chunk", "streaming")
 @pytest.mark.parametrize("name", REMAPS)
 def test_remaps_are_attention_by_their_position_matrix(name):
     encoding, size = REMAPS[name]
@@ -195,6 +196,7 @@ BIASES = {
 }
 
 
+@pytest.mark.quick("alibi", "t5", "kerple")
 @pytest.mark.parametrize("name", BIASES)
 def test_biases_in_kernels(name):
     """Outputs and gradients of all inputs as the reference has them."""

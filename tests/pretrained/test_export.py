@@ -35,6 +35,16 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y, err_msg=str(path))
 
 
+@pytest.mark.quick(
+    "llama, biases, tied",
+    "qwen2, yarn",
+    "gemma3",
+    "gpt_neox",
+    "bloom",
+    "mamba2",
+    "qwen3_next",
+    "zamba*",
+)
 @pytest.mark.parametrize("name", cases.CONFIGS)
 def test_what_is_exported_is_the_model(loaded, tmp_path, name):
     model = loaded(name)

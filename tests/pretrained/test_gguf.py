@@ -201,6 +201,7 @@ def test_types_that_can_be_read():
     assert not {"I32", "F64", "Q8_K"} & names
 
 
+@pytest.mark.quick("llama3", "qwen2_yarn", "gemma3", "phi3")
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_the_model_that_was_converted(tmp_path, name):
     """All the way: the file's config and tensors as a model of lcm, beside transformers."""

@@ -28,6 +28,7 @@ CACHED += ("mamba", "mamba2", "recurrent_gemma", "qwen3_next")
 OTHERS = [n for n in cases.CONFIGS if n not in (*CACHED, *cases.BY_LENGTH)]
 
 
+@pytest.mark.quick("llama, llama3", "gemma3", "mamba2")
 @pytest.mark.parametrize(
     "name", [*CACHED, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
 )

@@ -60,6 +60,7 @@ def test_command_prints_the_table_and_entries(capsys):
     assert cli.main(["positions", "chain"]) == 0
 
 
+@pytest.mark.quick("nope", "rope", "clex", "dual_chunk", "fire", "log_n")
 @pytest.mark.parametrize("name", [n for n in positions.ENCODINGS if n != "chain"])
 def test_pictures_of_every_encoding(name, small):
     section = reference.section(name, SMALL, LENGTH)

@@ -50,6 +50,7 @@ def test_a_step_carries_the_states_of_every_mixer(tiny):
             assert bool(jax.tree.leaves(after.carried)) == fits, mixer
 
 
+@pytest.mark.quick("mlstm")
 @pytest.mark.parametrize("mixer", ["rglru", "mlstm"])
 def test_final_states_are_passed_on(tiny, tokens, mixer):
     cfg = tiny(*SMALL, f"model.pattern={mixer}", "train.initial_state=passed")

@@ -79,6 +79,7 @@ def lose_meta(step: pathlib.Path) -> None:
     shutil.rmtree(step / "meta")
 
 
+@pytest.mark.quick("flip_a_bit")
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_meta])
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     damage, whole_run, steps, tmp_path

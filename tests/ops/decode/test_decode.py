@@ -38,6 +38,7 @@ def run(backend, q, cache, **options):
     return jax.jit(call)(jnp.asarray(q), cache, arrays)
 
 
+@pytest.mark.quick("pallas-*")
 @pytest.mark.parametrize("name", cases.MASKS)
 def test_masks_pages_and_lengths(backend, name):
     mask, seen = cases.MASKS[name]
@@ -49,6 +50,7 @@ def test_masks_pages_and_lengths(backend, name):
     assert (np.asarray(found.lse_BLH[0]) == -np.inf).all()
 
 
+@pytest.mark.quick("pallas-*")
 @pytest.mark.parametrize(
     "length, heads, kv_heads, size",
     [(1, 1, 1, 33), (1, 6, 3, 64), (16, 4, 1, 24), (2, 4, 4, 80), (5, 2, 1, 256)],
@@ -70,6 +72,7 @@ def test_score_modifications(backend, name):
     cases.close(found, cases.attend(q, rows, 32, lambda q, k: k <= q, modify))
 
 
+@pytest.mark.quick("pallas-24*", "reference-16*")
 @pytest.mark.parametrize("size, pairs, factor", [(16, 8, 1.0), (24, 5, 1.3), (128, 64, 0.9)])
 def test_rotation_of_raw_keys_is_rotation_before_caching(backend, size, pairs, factor):
     """Angles of the reference are written here once more, in float64."""
@@ -136,6 +139,7 @@ def test_bfloat16(backend):
     cases.close(found, cases.attend(q, rows, 32, lambda q, k: k <= q), 3e-2)
 
 
+@pytest.mark.quick("pallas-*3")
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("table", [None, [[5, 2, 0, 7], [1, 3, 4, 6]]])
 def test_tokens_appended_and_decoded_are_attention_over_the_sequence(backend, length, table):

@@ -74,6 +74,7 @@ def test_kernels_compile_for_a_tpu(compiles):
     )
 
 
+@pytest.mark.slow
 def test_lookups_and_maps_compile_for_a_tpu(compiles):
     compiles(
         wanted,

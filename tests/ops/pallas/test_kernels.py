@@ -49,6 +49,7 @@ MODS = {
 }
 
 
+@pytest.mark.quick("causal", "sinks", "prefix", "chunks")
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_on_packed_rows(name):
     where = rows((150, 80, 40), (290,), total=300)
@@ -56,6 +57,7 @@ def test_masks_on_packed_rows(name):
     close(*both(make, arrays(300, 300), where, where))
 
 
+@pytest.mark.quick("2-1-144*")
 @pytest.mark.parametrize(
     "heads, kv_heads, size, mod, dtype",
     [
@@ -271,6 +273,7 @@ def check_slopes(arguments, chosen, where, d_slopes):
     assert (np.abs(d_slopes - exact) <= 5 * deviation + rounding).all()
 
 
+@pytest.mark.quick("16-*pallas")
 @pytest.mark.parametrize("backend", [pallas, reference, blockwise])
 @pytest.mark.parametrize("size", [16, 128])
 def test_slopes_in_bfloat16(backend, size):

@@ -62,6 +62,7 @@ def slopes_rounding(make, given, where):
     return np.finfo(np.float32).eps * size.sum((0, 1))
 
 
+@pytest.mark.quick("small-False", "larger than a tile-True")
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_random_maps(name, traced):
