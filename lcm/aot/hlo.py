@@ -137,12 +137,24 @@ class Module:
     def _own(self, op: Op, shapes: dict[str, str]) -> Totals:
         cycles = re.search(r'estimated_cycles":"(\d+)"', op.rest)
         base = op.kind.removesuffix("-start")
-        collectives = {}
+        collectives = self._started(op)
         if base in COLLECTIVES:
             collectives = {base: Collective(1, _result(op, base))}
         free = op.kind in _FREE or op.kind.endswith("-done")
         accessed = 0 if free else self._accessed(op, shapes)
         return Totals(int(cycles.group(1)) if cycles else 0, accessed, collectives)
+
+    def _started(self, op: Op) -> dict[str, Collective]:
+        """Of a fusion that starts a collective, which goes on within those that follow it."""
+        fused = _CALLED.search(op.rest) if op.kind == "fusion" else None
+        inside = self.computations.get(fused.group(1), []) if fused else []
+        if not any('target="AsyncCollectiveStart"' in each.rest for each in inside):
+            return {}
+        return {
+            each.kind: Collective(1, _result(each, each.kind))
+            for each in inside
+            if each.kind in COLLECTIVES
+        }
 
     def _accessed(self, op: Op, shapes: dict[str, str]) -> int:
         fused = _CALLED.search(op.rest) if op.kind == "fusion" else None

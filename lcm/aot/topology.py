@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, Mesh
 from lcm.errors import CompileError
 
 EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:2x2, v6e:16x16, tpu7x:2x2x1"
+_NAME = r"\w+:\d+x\d+(x\d+)?"
 
 
 def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("device",)) -> Mesh:
@@ -37,6 +39,22 @@ def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("de
     return Mesh(grid, tuple(names), axis_types=(AxisType.Auto,) * grid.ndim)
 
 
+def wrapped(topology: str) -> tuple[bool, bool, bool]:
+    """Which axes of a slice are rings, its last chip being a neighbour of the first.
+
+    On three axes (v4, v5p, tpu7x) cubes of 4 x 4 x 4 are joined by switches, so a slice of whole
+    cubes is a ring along each, and a smaller one along none; on two (v5e, v6e) the 16 chips of a
+    pod's side are one (cloud.google.com/tpu/docs, system architecture, read 2026-11).
+
+    libtpu assumes none if it is not told, and a gather over a line of chips is an all-reduce of
+    arrays that are zero elsewhere, of twice the traffic.
+    """
+    chips = [int(size) for size in topology.partition(":")[2].split("x")]
+    if len(chips) == 2:
+        return chips[0] == 16, chips[1] == 16, False
+    return (all(size % 4 == 0 for size in chips),) * 3
+
+
 def devices(topology: str) -> list[jax.Device]:
     """The devices of a TPU slice.
 
@@ -50,8 +68,10 @@ def devices(topology: str) -> list[jax.Device]:
     # Nothing is asked of a metadata server, and compilations may run beside each other.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    ring = {"wrap": wrapped(topology)} if re.fullmatch(_NAME, topology) else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **ring)
+        return described.devices
     except Exception as error:  # of several kinds, all from libtpu
         line = str(error).splitlines()[0]
         raise CompileError(

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.cache import KVCache, PagedKVCache, contiguous
-from lcm.nn.dense import dense, matrix
+from lcm.nn.dense import dense, matrix, whole
 from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
@@ -76,7 +76,8 @@ class Attention(nnx.Module):
         o_BLE = o_BLHK.reshape(*x_BLD.shape[:2], -1)
         if spec.option("gated"):
             o_BLE *= jax.nn.sigmoid(dense(x_BLD, self.gate[...]))
-        return biased(self, "out", dense(o_BLE, self.out[...])), state
+        out_ED = whole(self.out[...], x_BLD, "heads", "width")
+        return biased(self, "out", dense(o_BLE, out_ED)), state
 
     def _in_pages(
         self,
@@ -125,14 +126,18 @@ class Attention(nnx.Module):
         spec, encoding = self.spec, self.spec.positions
         split = (*x_BLD.shape[:2], -1, spec.head_size)
         placed_BLD = encoding.infuse(params, x_BLD, context)
-        q_BLHK = biased(self, "q", dense(placed_BLD, self.q[...])).reshape(split)
-        k_BLGK = biased(self, "k", dense(placed_BLD, self.k[...])).reshape(split)
-        v_BLGK = biased(self, "v", dense(x_BLD, self.v[...])).reshape(split)
+        made_of = (("q", placed_BLD), ("k", placed_BLD), ("v", x_BLD))
+        q_BLHK, k_BLGK, v_BLGK = (self._heads(x, name).reshape(split) for name, x in made_of)
         if spec.qk_norm:
             q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
         if spec.score_scale:  # attention divides by sqrt(K) whatever the encoding
             q_BLHK = q_BLHK * (spec.score_scale * spec.head_size**0.5)
         return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
+
+    def _heads(self, x_BLD: Hidden, name: str) -> Hidden:
+        """Queries, keys or values of all heads side by side."""
+        w_DE = whole(getattr(self, name)[...], x_BLD, "width", "heads")
+        return biased(self, name, dense(x_BLD, w_DE))
 
     @staticmethod
     def init_state(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.ops.int8 import MOST, quantised
+from lcm.ops.placed import placed
 from lcm.ops.platform import platform
 from lcm.types import Array
 
@@ -19,6 +20,18 @@ def dense(x: Array, w_DF: Any) -> Array:
     """
     rows = product(x.reshape(-1, x.shape[-1]), w_DF, x.dtype)
     return rows.reshape(*x.shape[:-1], w_DF.shape[1])
+
+
+def whole(w: Any, x: Array, *names: str) -> Any:
+    """A matrix that `x` is to be multiplied by, gathered over all axes of the mesh but `tensor`.
+
+    Its logical axes are those of `lcm.ops.placed`. Without this, XLA may gather a matrix twice for
+    a backward pass that computes the forward pass again: by heads for it, and as it is for its
+    gradient.
+    """
+    if isinstance(w, Int8):
+        return w
+    return placed(w.astype(min(w.dtype, x.dtype, key=lambda dtype: dtype.itemsize)), *names)
 
 
 def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype) -> Array:

@@ -8,8 +8,9 @@ from jax.sharding import PartitionSpec
 from lcm.types import Hidden
 
 CONTEXT = "context"  # the axis of a mesh that sequences are cut over
-# Logical axes of activations, and the axes of a mesh, as `lcm.parallel` names them, they lie on.
-RULES = {"rows": ("data", "fsdp"), "tokens": (CONTEXT,), "width": ()}
+# Logical axes of activations and matrices, and the axes of a mesh they lie on, as `lcm.parallel`
+# names them.
+RULES = {"rows": ("data", "fsdp"), "tokens": (CONTEXT,), "width": (), "heads": ("tensor",)}
 
 
 def axes_in_use() -> dict[str, int]:

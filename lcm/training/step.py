@@ -1,27 +1,22 @@
 """One step of training: loss, gradient, update, in one compiled function."""
 
-import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from lcm import parallel, positions
 from lcm.models import ModelSpec, decoder
-from lcm.ops.losses import cross_entropy
-from lcm.ops.placed import axes_in_use
 from lcm.training import carry
+from lcm.training.scores import scored
 from lcm.types import Array, Batch
 
 Metrics = dict[str, Array]
 Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
-LOGITS = 2**27  # numbers of logits that a device holds at once, at the most
 PLACEMENT, STATES = 1, 2  # apart from other uses of the seed
 
 
@@ -68,8 +63,8 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
         context = carry.placed(spec, batch.context, start)
         x_BLD, after = decoder.hidden(spec, params, batch.tokens_BL, context, start)
         after = None if after is None else carry.rows_first(carry.ended(after, context))
-        nll_BL, log_z_BL = _scored(spec, params, x_BLD, batch.targets_BL)
         weight_BL = batch.loss_weight_BL
+        total, nll_BL = scored(spec, train.z_loss, params, x_BLD, batch.targets_BL, weight_BL)
         where_BL = jnp.minimum(batch.context.positions_BL * bins // length, bins - 1)
         sums = {
             "nll": (nll_BL * weight_BL).sum(),
@@ -77,7 +72,6 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
             "nll_by_position": _by_bin(nll_BL * weight_BL, where_BL, bins),
             "weight_by_position": _by_bin(weight_BL, where_BL, bins),
         }
-        total = sums["nll"] + train.z_loss * (log_z_BL**2 * weight_BL).sum()
         return total, (sums, after)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -106,48 +100,6 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
         return TrainState(state.step + 1, params, opt_state, average, carried), metrics
 
     return step
-
-
-def _scored(spec: ModelSpec, params: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
-    """Negative log-likelihood and log-normaliser of each token.
-
-    Where the logits of a device would be large they are made for some of its tokens at a time, and
-    once more for their gradient, so that they are never all there. The output matrix is gathered
-    once for all pieces, and so is its gradient summed.
-    """
-    axes = axes_in_use()
-    cut = [axis for axis in ("data", "fsdp", "context") if axis in axes]
-    shards = math.prod(axes[axis] for axis in cut)
-    own = targets_BL.size // shards
-    pieces = -(-own * spec.vocab // (LOGITS * axes.get("tensor", 1)))
-    if pieces == 1:
-        return _score(spec, params, x_BLD, targets_BL)
-    pieces = next(n for n in range(min(pieces, own), own + 1) if own % n == 0)
-    name = "embedding" if spec.tied else "head"
-    output = {name: jax.tree.map(lambda x: x.astype(spec.dtype), params[name])}
-    inside = partial(_in_pieces, spec, pieces)
-    if shards == 1:
-        return inside(output, x_BLD, targets_BL)
-    return jax.shard_map(
-        inside,
-        in_specs=(PartitionSpec(), parallel.BATCH, parallel.BATCH),
-        out_specs=(parallel.BATCH, parallel.BATCH),
-        axis_names=set(cut),
-        check_vma=False,
-    )(output, x_BLD, targets_BL)
-
-
-def _in_pieces(
-    spec: ModelSpec, pieces: int, output: Any, x_BLD: Array, targets_BL: Array
-) -> tuple[Array, Array]:
-    """`_score` of some tokens after others, each computed again for its gradient."""
-    score = jax.checkpoint(partial(_score, spec, output))
-    xs = x_BLD.reshape(pieces, 1, -1, spec.width), targets_BL.reshape(pieces, 1, -1)
-    return jax.tree.map(lambda s: s.reshape(targets_BL.shape), jax.lax.map(lambda x: score(*x), xs))
-
-
-def _score(spec: ModelSpec, output: Any, x_BLD: Array, targets_BL: Array) -> tuple[Array, Array]:
-    return cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
 
 
 def _accumulated(

@@ -7,6 +7,11 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from lcm import aot
+from lcm.ops import attention
+from lcm.ops.attention import Part
+from lcm.ops.attention.mask import causal, window
+from lcm.ops.attention.spread import Spread
+from tests.aot.test_program import needs_libtpu
 
 A = jax.ShapeDtypeStruct((3, 5), jnp.float32)
 B = jax.ShapeDtypeStruct((5, 7), jnp.float32)
@@ -83,6 +88,30 @@ def test_kernels_by_their_estimate(estimate):
     fn = lambda x: jax.lax.scan(lambda x, _: (call(x), None), x, None, length=3)[0]  # noqa: E731
     found = aot.work(fn, SQUARE)
     assert found == ((0, 3 * 1234, ()) if estimate else (0, 0, ("square",)))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("how", "order", "mask", "tiles"),
+    [
+        ("ring", "plain", causal(), 8 * 9 / 2),
+        ("ring", "zigzag", causal(), 8 * 9 / 2),
+        ("gather", "zigzag", causal(), 8 * 9 / 2),
+        ("ulysses", "plain", causal(), 8 * 9 / 2),
+        # Tiles of every fourth of 4,096 tokens: the diagonal cuts half of them, one is empty.
+        ("ring", "striped", causal(), 64 * 3 / 4),
+        ("ring", "zigzag", causal() & window(512), 8 + 7),
+    ],
+)
+def test_kernels_of_shards_state_what_masks_leave(how, order, mask, tiles):
+    """On the mean over devices and steps, in tiles of 1,024 of 8,192 tokens on four devices."""
+    heads, mesh = 4, aot.mesh("v5e:2x2", (4,), ("context",))
+    x = jax.ShapeDtypeStruct((1, 8192, heads, 128), jnp.bfloat16)
+    over = Spread(how, order)
+    attend = lambda q, k, v: attention.attend([Part(q, k, mask)], v, over=over)  # noqa: E731
+    with jax.set_mesh(mesh):
+        found = aot.work(attend, x, x, x)
+    assert found.kernels == 2 * 2 * heads * 128 * tiles * 1024**2
 
 
 def test_a_whole_step_of_training_is_near_the_formula(tiny):

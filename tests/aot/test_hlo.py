@@ -61,6 +61,22 @@ def test_loops_count_as_often_as_they_run():
     assert totals.accessed == 8 * body + hlo.size("f32[8,4,128]") + 2 * 128 * 2 + 8 * 128 * 2
 
 
+def test_collectives_that_go_on_within_other_operations_count_where_they_start():
+    gather = "  %all = f32[8,4,128]{2,1,0} all-gather(%p0), channel_id=1\n"
+    start = (
+        "\n%starting (p0: f32[1,4,128]) -> (f32[1,4,128], f32[8,4,128]) {\n"
+        f"  %p0 = f32[1,4,128]{{2,1,0}} parameter(0)\n{gather}"
+        "  ROOT %call = (f32[1,4,128]{2,1,0}, f32[8,4,128]{2,1,0}) custom-call(%all), "
+        'custom_call_target="AsyncCollectiveStart"\n}\n'
+    )
+    between = start.replace("starting", "going").replace("CollectiveStart", "CollectiveUpdate")
+    both = "(f32[1,4,128]{2,1,0}, f32[8,4,128]{2,1,0})"
+    ops = "".join(f"  %{n} = {both} fusion(%one), calls=%{n}ing\n" for n in ("start", "go"))
+    at = "  %core = "
+    totals = hlo.Module(start + between + TEXT.replace(at, ops + at)).totals()
+    assert totals.collectives["all-gather"] == (8 + 1, 8 * 8 * 4 * 128 * 4 + 8 * 128 * 2)
+
+
 def test_planted_regressions_are_found():
     text = TEXT.replace("bf16[8,128]{1,0}", "bf16[8,4096,512]{2,1,0}")
     (found,) = checks.stacked_gathers(hlo.Module(text), {8})

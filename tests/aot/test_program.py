@@ -5,11 +5,13 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import mesh_utils
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lcm import aot
+from lcm.aot import topology
 from lcm.errors import CompileError
 
 needs_libtpu = pytest.mark.skipif(
@@ -73,6 +75,33 @@ def test_the_schedule_of_a_kernel():
 def test_unknown_topologies(name):
     with pytest.raises(CompileError, match="take one such as v4:2x2x1"):
         aot.mesh(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "rings"),
+    [
+        ("v5p:4x4x4", (True, True, True)),
+        ("v4:4x8x12", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v5e:16x16", (True, True, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v5e:4x4", (False, False, False)),
+    ],
+)
+def test_axes_that_are_rings(name, rings):
+    assert topology.wrapped(name) == rings
+
+
+@needs_libtpu
+def test_a_gather_over_rings_is_a_gather():
+    """On a line of chips libtpu makes an all-reduce of it."""
+    ring = mesh_utils.create_device_mesh((64,), topology.devices("v5p:4x4x4"))
+    mesh = Mesh(ring, ("x",))
+    cut = NamedSharding(mesh, PartitionSpec("x"))
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=cut)
+    whole = NamedSharding(mesh, PartitionSpec())
+    text = aot.compile(lambda x: 2 * x, x, topology=mesh, out_shardings=whole).compiled.as_text()
+    assert " all-gather" in text and " all-reduce(" not in text
 
 
 @needs_libtpu

@@ -169,6 +169,12 @@ class Mask:
         )
 
 
+def reaches(masks: tuple[Mask, ...]) -> tuple[int | None, int | None]:
+    """The range of `k - q` outside which no mask shows a key, by index as `Mask.reach` says."""
+    below, above = zip(*(mask.reach() for mask in masks), strict=True)
+    return (None if None in below else min(below)), (None if None in above else max(above))
+
+
 def causal() -> Mask:
     """Keys at or before the query."""
     return Mask((_Causal(),))

@@ -22,6 +22,9 @@ class Part:
     """Rotated queries and keys with the keys they may see; the mask is static under `jax.jit`.
 
     A key is seen if the mask, the segments and, where there is one, the block map show it.
+
+    row: where these are a shard of a row, its tokens and the distance in it of neighbours in the
+        shard; for estimates of work alone.
     """
 
     q_BLHK: Queries
@@ -29,6 +32,7 @@ class Part:
     mask: Mask = dataclasses.field(default=causal(), metadata={"static": True})
     score_mod: ScoreMod | None = None
     blocks: BlockMap | None = None
+    row: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def sees(self, q_context: Context, k_context: Context, q_slots: Array) -> Array:
         """Dense bool `[B, H or 1, L, S]`: what the queries at `q_slots` see of the keys."""

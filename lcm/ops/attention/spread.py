@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lcm.ops.attention.mask import Mask, reaches
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.score import Leaves, split
 from lcm.ops.attention.sharded import HEADS, Later, axes_of_rows, cut_of_heads
@@ -90,11 +91,12 @@ class _Plan:
     mods: Leaves
     scale: float
     shards: int
+    row: tuple[int, int] | None  # as a `Part` has it
 
     def of(self, q: tuple, weights: tuple, keys: tuple, constants: tuple) -> tuple[Part, ...]:
         mods = self.mods.join(weights, constants)
         given = zip(q, self.which, self.parts, mods, strict=True)
-        return tuple(Part(q, keys[n], mask, mod) for q, n, mask, mod in given)
+        return tuple(Part(q, keys[n], mask, mod, row=self.row) for q, n, mask, mod in given)
 
 
 def attend(
@@ -115,7 +117,7 @@ def attend(
         ValueError: for `ulysses` of heads that the axis does not divide.
     """
     axes, count = axes_in_use(), shards()
-    batch, _, heads, _ = parts[0].q_BLHK.shape
+    batch, length, heads, _ = parts[0].q_BLHK.shape
     kv_heads = v_BSGK.shape[2]
     cut = cut_of_heads(axes, heads, kv_heads)
     copies = max(1, cut // kv_heads)
@@ -136,7 +138,10 @@ def attend(
             first = first + at[0] * (heads // cut // count)
         mods = tuple(mod and Later(mod, first) for mod in mods)
         leaves, weights, constants = split(mods)
-        plan = _Plan(run, known, which, masks, leaves, scale, count)
+        # Where tokens are in order kernels skip tiles by index, and so know how many.
+        in_order = how == "neighbours" or (how == "ulysses" and spread.order == "plain")
+        row = None if in_order else (length, count if spread.order == "striped" else 1)
+        plan = _Plan(run, known, which, masks, leaves, scale, count, row)
         if how == "ulysses":
             return _ulysses(plan, spread, q, weights, (keys, v), (where, constants))
         if how == "neighbours":
@@ -172,10 +177,10 @@ def check_heads(heads: int, kv_heads: int, count: int) -> None:
             )
 
 
-def reach(masks: tuple[Any, ...]) -> int | None:
+def reach(masks: tuple[Mask, ...]) -> int | None:
     """How many tokens back a query sees at most, in the order of the text; None without a limit."""
-    below, above = zip(*(mask.reach() for mask in masks), strict=True)
-    return None if None in below or None in above or max(above) > 0 else -min(below)
+    below, above = reaches(masks)
+    return None if below is None or above is None or above > 0 else -below
 
 
 def _chosen(spread: Spread, parts: tuple[Part, ...], v: Array, batch: int, kv_heads: int) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcm.ops.attention.mask import reaches
 from lcm.ops.attention.modification import Modification, is_floating
 from lcm.ops.attention.pallas import backward, maps, tiles, visits
 from lcm.ops.attention.pallas import plan as plans
@@ -67,10 +68,12 @@ def attend(
     q_info, rows = _known_of_queries(parts, q_context, queries)
     k_info, forms = _known_of_keys(parts, k_context, keys)
     masks = tuple(part.mask for part in parts)
-    band = tiles.reach(masks) if q_context is k_context else (None, None)
+    band = reaches(masks) if q_context is k_context else (None, None)
     near = tiles.inside(band, q_info.shape[2] // queries, k_info.shape[2] // keys, queries, keys)
     live, plain = (x & near for x in tiles.kinds(q_info, k_info, rows, queries, keys))
     pairs, room, table = int(near.sum()) * queries * keys, None, None
+    if parts[0].row:
+        pairs = round(pairs * tiles.share(reaches(masks), parts[0].row, queries, keys))
     if mapped:
         table, room = _visited(parts, live, plain, near, sides)
         pairs = room.by_query * queries * keys
@@ -258,7 +261,7 @@ def fits(parts: tuple[Part, ...]) -> bool:
     try:
         sides = _sides(parts)
         counts = -(-length // sides[0]), -(-slots // sides[1])
-        band = tiles.reach(tuple(p.mask for p in parts)) if length == slots else (None, None)
+        band = reaches(tuple(p.mask for p in parts)) if length == slots else (None, None)
         near = tiles.inside(band, *counts, *sides)
         _room(parts, near, tuple(_listed(p, near, sides)[0] for p in parts), sides).check(batch)
     except ValueError:

@@ -42,12 +42,6 @@ def interval(mask: Mask, q_pos: Array) -> tuple[Array | None, Array | None]:
     )
 
 
-def reach(masks: tuple[Mask, ...]) -> tuple[int | None, int | None]:
-    """The range of `k - q` indices outside which no mask shows a key."""
-    below, above = zip(*(mask.reach() for mask in masks), strict=True)
-    return (None if None in below else min(below)), (None if None in above else max(above))
-
-
 def inside(
     band: tuple[int | None, int | None], q_blocks: int, k_blocks: int, queries: int, keys: int
 ) -> np.ndarray:
@@ -58,6 +52,18 @@ def inside(
     return (farthest >= (-FAR if below is None else below)) & (
         nearest <= (FAR if above is None else above)
     )
+
+
+def share(
+    band: tuple[int | None, int | None], row: tuple[int, int], queries: int, keys: int
+) -> float:
+    """Of all tiles of a row's shards those inside the band, on the mean: `row` is that of a part.
+
+    Which shards meet does not matter: what one device or step has more of, another has less.
+    """
+    length, apart = row
+    q, k = queries * apart, keys * apart
+    return float(inside(band, -(-length // q), -(-length // k), q, k).mean())
 
 
 def kinds(

@@ -1,0 +1,154 @@
+"""The loss of tokens, made for some of them at a time where all their logits would be large."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from lcm import parallel
+from lcm.models import ModelSpec, decoder
+from lcm.ops.losses import cross_entropy
+from lcm.ops.placed import axes_in_use
+from lcm.types import Array
+
+LOGITS = 2**28  # numbers of logits that a device holds at once, at the most
+
+
+class How(NamedTuple):
+    """What is fixed when a step is traced: the model, `train.z_loss`, and how tokens are cut.
+
+    cut: axes of the mesh that tokens lie on.
+    """
+
+    spec: ModelSpec
+    z_loss: float
+    pieces: int
+    cut: tuple[str, ...]
+
+
+def scored(
+    spec: ModelSpec, z_loss: float, params: Any, x_BLD: Array, targets_BL: Array, weight_BL: Array
+) -> tuple[Array, Array]:
+    """The sum of `weight (nll + z_loss log_z^2)`, and `nll` of each token, which has no gradient.
+
+    Where the logits of a device would be large, they are made once, for some of its tokens at a
+    time, and their gradient with them, since a sum of losses needs no more to be known: it is
+    theirs times that of the sum. So they are never all there and nothing is made twice. The output
+    matrix is gathered once for all pieces, and so is its gradient summed.
+    """
+    axes = axes_in_use()
+    cut = tuple(axis for axis in ("data", "fsdp", "context") if axis in axes)
+    shards = math.prod(axes[axis] for axis in cut)
+    own = targets_BL.size // shards
+    pieces = -(-own * spec.vocab // (LOGITS * axes.get("tensor", 1)))
+    if pieces == 1:
+        total, nll_BL = _score(spec, z_loss, params, x_BLD, targets_BL, weight_BL)[:2]
+        return total, jax.lax.stop_gradient(nll_BL)
+    pieces = next(n for n in range(min(pieces, own), own + 1) if own % n == 0)
+    name = "embedding" if spec.tied else "head"
+    output = {name: jax.tree.map(lambda x: x.astype(spec.dtype), params[name])}
+    how = How(spec, z_loss, pieces, cut if shards > 1 else ())
+    return _in_pieces(how, output, x_BLD, targets_BL, weight_BL)
+
+
+def _score(
+    spec: ModelSpec, z_loss: float, output: Any, x_BLD: Array, targets_BL: Array, weight_BL: Array
+) -> tuple[Array, Array, Array]:
+    """The sum, `nll` and what `weight` is multiplied by."""
+    nll_BL, log_z_BL = cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
+    cost_BL = nll_BL + z_loss * log_z_BL**2 if z_loss else nll_BL
+    return (cost_BL * weight_BL).sum(), nll_BL, cost_BL
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_pieces(
+    how: How, output: Any, x_BLD: Array, targets_BL: Array, weight_BL: Array
+) -> tuple[Array, Array]:
+    return _mapped(how, _plain, output, x_BLD, targets_BL, weight_BL)[:2]
+
+
+def _forward(how: How, *given: Any) -> tuple[tuple[Array, Array], tuple]:
+    total, nll_BL, cost_BL, d_x_BLD, d_output = _mapped(how, _with_gradient, *given)
+    return (total, nll_BL), (d_output, d_x_BLD, cost_BL)
+
+
+def _backward(how: How, kept: tuple, given: tuple[Array, Array]) -> tuple:
+    d_total, _ = given
+    d_output, d_x_BLD, d_weight_BL = jax.tree.map(lambda d: (d * d_total).astype(d.dtype), kept)
+    return d_output, d_x_BLD, np.zeros(d_weight_BL.shape, jax.dtypes.float0), d_weight_BL
+
+
+_in_pieces.defvjp(_forward, _backward)
+
+
+def _mapped(how: How, run: Any, *given: Any) -> tuple:
+    """`run` on each device's own tokens."""
+    inside = partial(run, how)
+    if not how.cut:
+        return inside(*given)
+    rows, whole = parallel.BATCH, PartitionSpec()
+    results = whole, rows, rows, rows, whole
+    return jax.shard_map(
+        inside,
+        in_specs=(whole, rows, rows, rows),
+        out_specs=results if run is _with_gradient else results[:3],
+        axis_names=set(how.cut),
+        check_vma=False,
+    )(*given)
+
+
+def _plain(how: How, output: Any, *tokens: Array) -> tuple[Array, Array, Array]:
+    score = partial(_score, how.spec, how.z_loss, output)
+    totals, nll, cost = jax.lax.map(lambda each: score(*each), _cut(how, tokens))
+    shape = tokens[1].shape
+    return _summed(how, totals.sum()), nll.reshape(shape), cost.reshape(shape)
+
+
+def _with_gradient(how: How, output: Any, *tokens: Array) -> tuple:
+    """Results of `_score`, the gradients of its sum for `x`, and for the output matrix."""
+    x_BLD, targets_BL, _ = tokens
+
+    def add(d_sum: Any, each: tuple[Array, ...]) -> tuple[Any, tuple]:
+        *results, d_x_BLD, d_output = _scored_piece(how, output, *each)
+        d_sum = jax.tree.map(lambda total, own: total + own.astype(total.dtype), d_sum, d_output)
+        return d_sum, (*results, d_x_BLD)
+
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), output)
+    d_sum, (totals, nll, cost, d_x) = jax.lax.scan(add, zeros, _cut(how, tokens))
+    d_output = jax.tree.map(lambda d, w: _summed(how, d.astype(w.dtype)), d_sum, output)
+    nll, cost = (each.reshape(targets_BL.shape) for each in (nll, cost))
+    return _summed(how, totals.sum()), nll, cost, d_x.reshape(x_BLD.shape), d_output
+
+
+def _scored_piece(
+    how: How, output: Any, x_BLD: Array, targets_BL: Array, weight_BL: Array
+) -> tuple[Array, Array, Array, Array, Any]:
+    """The gradient by logits is `weight ((1 + 2 z_loss log_z) softmax - onehot)`.
+
+    It is rounded to the dtype the model computes in, as matrix units would, and written down: both
+    products that read it would make it again.
+    """
+    spec, z_loss = how.spec, how.z_loss
+    logits_BLV, pull = jax.vjp(partial(decoder.logits, spec), output, x_BLD)
+    nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
+    cost_BL = nll_BL + z_loss * log_z_BL**2 if z_loss else nll_BL
+    slope_BL = 1 + 2 * z_loss * log_z_BL if z_loss else jnp.ones_like(log_z_BL)
+    softmax_BLV = jnp.exp(logits_BLV - log_z_BL[..., None])
+    there_BLV = targets_BL[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
+    d_BLV = weight_BL[..., None] * (slope_BL[..., None] * softmax_BLV - there_BLV)
+    d_BLV = jax.lax.optimization_barrier(d_BLV.astype(spec.dtype)).astype(logits_BLV.dtype)
+    d_output, d_x_BLD = pull(d_BLV)
+    return (cost_BL * weight_BL).sum(), nll_BL, cost_BL, d_x_BLD, d_output
+
+
+def _cut(how: How, tokens: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What is of tokens in pieces, `[pieces, 1, tokens, ...]`."""
+    return tuple(each.reshape(how.pieces, 1, -1, *each.shape[2:]) for each in tokens)
+
+
+def _summed(how: How, x: Array) -> Array:
+    return jax.lax.psum(x, how.cut) if how.cut else x
