@@ -16,6 +16,9 @@
     mamba3     Mamba-3 (2026, arXiv:2603.15569), with an MLP behind it, as its authors have it
     rwkv6, rwkv7
                RWKV's time mixing and channel mixing by turns (arXiv:2404.05892, 2503.14456)
+    zamba2     Mamba-2, and in front of every third layer a use of one of two blocks of attention
+               and MLP by turns, that read the embeddings, too (Glorioso et al., 2024,
+               arXiv:2411.15242)
     mamba1     Mamba (Gu and Dao, 2023, arXiv:2312.00752): no attention, no MLP
     hawk       gated linear recurrences without attention (of the same paper as griffin)
     samba      Mamba and attention in a window by turns, an MLP after each (Ren et al., 2024,
@@ -44,6 +47,25 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "model.mlp=none",
         "model.heads=8",
         "model.state=64",
+    ),
+    "zamba2": (
+        "model.depth=7",
+        "model.pattern=mamba2,mamba2,first,mamba2,mamba2,second,mamba2",
+        "model.mlp=none",
+        "model.heads=8",
+        "model.state=32",
+        "model.expand=1",
+        *(
+            f"model.kinds.{name}.{key}"
+            for block, name in enumerate(("first", "second"))
+            for key in (
+                "mixer=shared_attention",
+                "mlp=geglu_exact",
+                "heads=4",
+                "hidden=128",
+                f"options=block={block},rank=8",
+            )
+        ),
     ),
     "mamba1": (
         "model.depth=7",

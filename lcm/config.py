@@ -23,7 +23,8 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.mixer": ("attention", "what mixes positions; see lcm.nn.MIXERS"),
     "model.mlp": (
         "swiglu",
-        "feed-forward layer: swiglu, geglu (tanh GELU), gelu (tanh), gelu_exact (erf) or none",
+        "feed-forward layer: swiglu, geglu (tanh GELU), geglu_exact (erf), gelu (tanh), gelu_exact "
+        "or none",
     ),
     "model.width": (128, "width of the residual stream, D"),
     "model.depth": (4, "number of layers"),

@@ -12,6 +12,8 @@ from lcm import nn
 from lcm.errors import ConfigError
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import Functional, functional
+from lcm.nn.shared import ASIDE, BLOCK, EMBEDDING
+from lcm.nn.shared import block as shared_block
 from lcm.ops.placed import placed
 from lcm.ops.platform import platform
 from lcm.positions import PositionEncoding
@@ -22,6 +24,7 @@ Params = dict[str, Any]
 MOST_UNROLLED = 16
 RESIDUAL = "residual"
 HANDED = "handed on"
+BLOCKS = "blocks"
 
 
 class State(NamedTuple):
@@ -35,7 +38,7 @@ class State(NamedTuple):
 @functools.cache
 def block(layer: nn.LayerSpec) -> Functional:
     """The functions of one layer."""
-    return functional(lambda rngs: nn.Block(layer, rngs))
+    return functional(lambda rngs: nn.layer(layer, rngs))
 
 
 @functools.cache
@@ -66,6 +69,12 @@ def init(spec: ModelSpec, key: jax.Array) -> Params:
         str(i): jax.vmap(block(layer).init)(jax.random.split(next(keys), spec.count(i)))
         for i, layer in enumerate(spec.layers)
     }
+    blocks = {str(layer.option("block")): layer for layer in spec.layers if layer.shares}
+    if blocks:
+        params[BLOCKS] = {
+            name: shared_block(layer).init(jax.random.fold_in(key, int(name)))
+            for name, layer in blocks.items()
+        }
     return params
 
 
@@ -85,7 +94,7 @@ def hidden(
     x_BLD = _residual(embedded(spec, params, tokens_BL, context, shared))
     states = tuple(None for _ in spec.layers) if state is None else state.layers
     handed = _handed_on(spec, params["layers"], x_BLD, context, states)
-    shared = {**shared, HANDED: handed}
+    shared = {**shared, HANDED: handed, EMBEDDING: x_BLD, BLOCKS: params.get(BLOCKS)}
     x_BLD, states = _layers(spec, params["layers"], x_BLD, context, states, shared)
     x_BLD = final_norm(spec, params, x_BLD)
     if state is None:
@@ -152,9 +161,20 @@ def _handed_on(
     return {"values": values}
 
 
-def _own(spec: ModelSpec, shared: Params, kind: int) -> Params:
-    """What layers of a kind are given besides their own parameters."""
-    return {**shared.get(own_encoding(spec, kind), {}), **shared.get(HANDED, {})}
+def _own(spec: ModelSpec, shared: Params, kind: int, aside: Params) -> Params:
+    """What a layer of a kind is given besides its own parameters."""
+    layer = spec.layers[kind]
+    own = {**shared.get(own_encoding(spec, kind), {}), **shared.get(HANDED, {}), **aside}
+    if layer.shares:
+        own[BLOCK], own[EMBEDDING] = shared[BLOCKS][str(layer.option("block"))], shared[EMBEDDING]
+    return own
+
+
+def _passed_on(layer: nn.LayerSpec, x_BLD: Hidden, y_BLD: Hidden) -> tuple[Hidden, Params]:
+    """The stream behind a layer, from what it read and what it gave, and what the next one reads
+    beside it."""
+    y_BLD = _residual(y_BLD)
+    return (x_BLD, {ASIDE: y_BLD}) if layer.shares else (y_BLD, {})
 
 
 def unstacked(stacked: Any) -> list[Any]:
@@ -186,12 +206,12 @@ def _layers(
 
     def round_(x_BLD: Hidden, inputs: tuple, kinds: range = kinds) -> tuple[Hidden, tuple]:
         layers, states = inputs
-        after = []
+        after, aside = [], {}
         for i in kinds:
             run = _remat(spec, block(spec.layers[i]).apply)
-            own = _own(spec, shared, i)
-            x_BLD, state = run(layers[i], x_BLD, context, states[i], own)
-            x_BLD = _residual(x_BLD)
+            own = _own(spec, shared, i, aside)
+            y_BLD, state = run(layers[i], x_BLD, context, states[i], own)
+            x_BLD, aside = _passed_on(spec.layers[i], x_BLD, y_BLD)
             after.append(state)
         return x_BLD, tuple(after)
 
@@ -215,12 +235,14 @@ def _written_out(
     spec: ModelSpec, params: Params, x_BLD: Hidden, context: Context, states: tuple, shared: Params
 ) -> tuple[Hidden, tuple]:
     after: tuple[list, ...] = tuple([] for _ in spec.layers)
+    aside: Params = {}
     for n in range(spec.depth):
         kind, at = n % len(spec.layers), n // len(spec.layers)
-        own = _own(spec, shared, kind)
+        own = _own(spec, shared, kind, aside)
         state = None if states[kind] is None else states[kind][at]
         arguments = params[str(kind)][at], x_BLD, context, state, own
-        x_BLD, state = _layer(spec.layers[kind], *arguments)
+        y_BLD, state = _layer(spec.layers[kind], *arguments)
+        x_BLD, aside = _passed_on(spec.layers[kind], x_BLD, y_BLD)
         after[kind].append(state)
     return x_BLD, after
 

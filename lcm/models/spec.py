@@ -11,6 +11,7 @@ from lcm import positions
 from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
 from lcm.nn.interventions import Extension
+from lcm.nn.spec import ATTENTION
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
@@ -94,6 +95,7 @@ def spec(cfg: Any) -> ModelSpec:
     over = attention.Spread(model.context_attention, cfg.mesh.order)
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
     layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
+    _check_shared(model, layers)
     encoding = positions.make(model.positions)
     description = ModelSpec(
         layers=layers,
@@ -140,7 +142,8 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
                 f"{where}.{key} is not a key of a layer: use {', '.join(sorted(LAYER_KEYS))}"
             )
     _one_of(f"{where}.mixer", get("mixer"), MIXERS)
-    width, heads, attends = get("width"), get("heads"), get("mixer") == "attention"
+    width, heads, attends = get("width"), get("heads"), get("mixer") in ATTENTION
+    read = getattr(MIXERS[get("mixer")], "READS", 1) if attends else get("expand")
     if not attends:
         _check_recurrent(where, get)
     elif not get("head_size") and width % heads:
@@ -168,7 +171,7 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         hidden=get("hidden") or _hidden(width, get("mlp")),
         heads=heads,
         kv_heads=kv_heads,
-        head_size=get("head_size") or round(width * (1 if attends else get("expand"))) // heads,
+        head_size=get("head_size") or round(width * read) // heads,
         window=get("window"),
         score_cap=get("score_cap"),
         score_scale=get("score_scale"),
@@ -184,13 +187,41 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         backend=get("backend"),
         **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
         options=_options(where, MIXERS[get("mixer")], get("options")),
-        extension=_extension(where, MIXERS[get("mixer")], get("extension"), overrides),
+        extension=_extension(where, get("mixer"), get("extension"), overrides),
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
     if hasattr(MIXERS[layer.mixer], "check"):
         MIXERS[layer.mixer].check(layer)
     return layer
+
+
+# What layers must have alike if they use one block.
+BLOCK_KEYS = "heads", "kv_heads", "head_size", "hidden", "mlp", "biases"
+
+
+def _check_shared(model: Any, layers: tuple[LayerSpec, ...]) -> None:
+    """Refuses uses of a shared block that nobody reads, or of a block of several shapes."""
+    kinds = [n % len(layers) for n in range(model.depth)]
+    for kind, after in zip(kinds, [*kinds[1:], 0], strict=True):
+        last = after <= kind  # of a round, or of the model
+        if layers[kind].shares and (last or layers[after].shares):
+            raise ConfigError(
+                f"model.pattern has {model.pattern[kind]!r}, of shared_attention, with nothing "
+                f"behind it that reads what it gives at model.depth={model.depth}: let a layer of "
+                "another mixer follow it, within the pattern"
+            )
+    first: dict[int, LayerSpec] = {}
+    for layer in layers:
+        if layer.shares:
+            other = first.setdefault(layer.option("block"), layer)
+            for key in BLOCK_KEYS:
+                if getattr(layer, key) != getattr(other, key):
+                    raise ConfigError(
+                        f"block {layer.option('block')} of shared_attention has "
+                        f"{key}={getattr(other, key)} in one kind of layer and "
+                        f"{getattr(layer, key)} in another: make them equal, or take another block"
+                    )
 
 
 def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
@@ -221,11 +252,11 @@ def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(options.items()))
 
 
-def _extension(where: str, mixer: Any, given: str, overrides: Any) -> Extension:
+def _extension(where: str, mixer: str, given: str, overrides: Any) -> Extension:
     """What is done to a recurrence; attention is left alone by what is said of all layers."""
-    if mixer is MIXERS["attention"] and "extension" not in overrides:
+    if mixer in ATTENTION and "extension" not in overrides:
         return Extension()
-    return interventions.parsed(where, given, getattr(mixer, "EXTENDS", frozenset()))
+    return interventions.parsed(where, given, getattr(MIXERS[mixer], "EXTENDS", frozenset()))
 
 
 # What an attention layer has nothing of.

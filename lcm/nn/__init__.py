@@ -2,7 +2,7 @@
 
 from lcm.nn.attention import Attention, reach
 from lcm.nn.bias import BIASES
-from lcm.nn.block import MIXERS, Block, flops, flops_by_part, init_state, whole
+from lcm.nn.block import MIXERS, Block, flops, flops_by_part, init_state, layer, whole
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits, tied_logits
@@ -29,6 +29,7 @@ __all__ = [
     "flops",
     "flops_by_part",
     "init_state",
+    "layer",
     "logits",
     "reach",
     "tied_logits",

@@ -43,81 +43,29 @@ class Attention(nnx.Module):
         if spec.qk_norm:
             self.q_norm = RMSNorm(spec.head_size, spec.norm_eps)
             self.k_norm = RMSNorm(spec.head_size, spec.norm_eps)
-        params = spec.positions.init_layer(rngs.params(), spec.dims)
-        if params:
-            self.positions = nnx.data(jax.tree.map(nnx.Param, params))
+        add_positions(self, spec, rngs)
 
     def __call__(
         self, x_BLD: Hidden, context: Context, state: Cache | None, shared: dict[str, Any]
     ) -> tuple[Hidden, Cache | None]:
-        spec, encoding = self.spec, self.spec.positions
-        params = self._encoding_params(shared)
+        spec = self.spec
+        params = encoding_params(self, shared)
         q_BLHK, k_BLGK, v_BLGK = self._project(params, x_BLD, context)
-        if state is not None:
-            state = state.append(k_BLGK, v_BLGK, context)
-            k_BSGK, v_BSGK, k_context = state.view()
-        else:
-            k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
-        o_BLHK = None
-        if isinstance(state, PagedKVCache) and platform() == "tpu":
-            o_BLHK = self._in_pages(params, q_BLHK, k_BSGK, state, context, k_context)
-        if o_BLHK is None:
-            o_BLHK = encoding.attend(
-                params,
-                q_BLHK,
-                k_BSGK,
-                v_BSGK,
-                context,
-                k_context,
-                limit=lambda part: _limited(part, spec),
-                backend=spec.backend,
-                over=spec.over,
-            )
+        o_BLHK, state = attended(spec, params, q_BLHK, k_BLGK, v_BLGK, context, state)
         o_BLE = o_BLHK.reshape(*x_BLD.shape[:2], -1)
         if spec.option("gated"):
             o_BLE *= jax.nn.sigmoid(dense(x_BLD, self.gate[...]))
         out_ED = whole(self.out[...], x_BLD, "heads", "width")
         return biased(self, "out", dense(o_BLE, out_ED)), state
 
-    def _in_pages(
-        self,
-        params: dict[str, Any],
-        q_BLHK: Queries,
-        k_BSGK: Keys,
-        state: PagedKVCache,
-        context: Context,
-        k_context: Context,
-    ) -> Queries | None:
-        """One step's attention by the kernel that reads pages where they lie.
-
-        `None` where it does not serve: for several tokens, for parts that see other keys than the
-        cached ones, such as keys rotated as they are read, and for attention that is no parts.
-        """
-        encoding = self.spec.positions
-        plain = type(encoding.attending).attend is PositionEncoding.attend
-        if q_BLHK.shape[1] > 1 or not plain:
-            return None
-        parts = encoding.parts(params, q_BLHK, k_BSGK, context, k_context)
-        if any(part.k_BSGK is not k_BSGK or part.blocks is not None for part in parts):
-            return None
-        found = [
-            decode(part.q_BLHK, state.cache, mask=part.mask, score_mod=part.score_mod)
-            for part in (_limited(part, self.spec) for part in parts)
-        ]
-        return attention.merge(*found).out_BLHK
-
     def parts(
         self, x_BLD: Hidden, context: Context, shared: dict[str, Any]
     ) -> tuple[attention.Part, ...]:
         """The parts of attention over the tokens themselves, for looking at scores."""
-        params = self._encoding_params(shared)
+        params = encoding_params(self, shared)
         q_BLHK, k_BLGK, _ = self._project(params, x_BLD, context)
         parts = self.spec.positions.parts(params, q_BLHK, k_BLGK, context, context)
         return tuple(_limited(part, self.spec) for part in parts)
-
-    def _encoding_params(self, shared: dict[str, Any]) -> dict[str, Any]:
-        own = dict(getattr(self, "positions", {}))
-        return _merged(shared, jax.tree.map(lambda p: p[...], own, is_leaf=_is_param))
 
     def _project(
         self, params: dict[str, Any], x_BLD: Hidden, context: Context
@@ -165,14 +113,95 @@ class Attention(nnx.Module):
         """Matmul FLOPs of one token's forward pass, mean over a causal sequence of `length`."""
         columns = (2 + spec.option("gated")) * spec.heads + 2 * spec.kv_heads
         projections = 2 * spec.width * spec.head_size * columns
-        window = min(spec.window or length, length)
-        visible = (window * (window + 1) / 2 + (length - window) * window) / length
-        return projections + 4 * spec.heads * spec.head_size * visible
+        return projections + 4 * spec.heads * spec.head_size * visible(spec, length)
 
     @staticmethod
     def state_bytes(spec: LayerSpec, itemsize: int) -> int:
         """Bytes of cache that one token needs, positions and segments included."""
         return 2 * spec.kv_heads * spec.head_size * itemsize + 8
+
+
+def attended(
+    spec: LayerSpec,
+    params: dict[str, Any],
+    q_BLHK: Queries,
+    k_BLGK: Keys,
+    v_BLGK: Values,
+    context: Context,
+    state: Cache | None,
+) -> tuple[Queries, Cache | None]:
+    """What each query finds among the tokens and those of the cache, and the cache with them.
+
+    params: of the encoding, `encoding_params`; keys as the encoding lets them be cached.
+    """
+    if state is not None:
+        state = state.append(k_BLGK, v_BLGK, context)
+        k_BSGK, v_BSGK, k_context = state.view()
+    else:
+        k_BSGK, v_BSGK, k_context = k_BLGK, v_BLGK, context
+    if isinstance(state, PagedKVCache) and platform() == "tpu":
+        o_BLHK = _in_pages(spec, params, q_BLHK, k_BSGK, state, context, k_context)
+        if o_BLHK is not None:
+            return o_BLHK, state
+    o_BLHK = spec.positions.attend(
+        params,
+        q_BLHK,
+        k_BSGK,
+        v_BSGK,
+        context,
+        k_context,
+        limit=lambda part: _limited(part, spec),
+        backend=spec.backend,
+        over=spec.over,
+    )
+    return o_BLHK, state
+
+
+def _in_pages(
+    spec: LayerSpec,
+    params: dict[str, Any],
+    q_BLHK: Queries,
+    k_BSGK: Keys,
+    state: PagedKVCache,
+    context: Context,
+    k_context: Context,
+) -> Queries | None:
+    """One step's attention by the kernel that reads pages where they lie.
+
+    `None` where it does not serve: for several tokens, for parts that see other keys than the
+    cached ones, such as keys rotated as they are read, and for attention that is no parts.
+    """
+    encoding = spec.positions
+    plain = type(encoding.attending).attend is PositionEncoding.attend
+    if q_BLHK.shape[1] > 1 or not plain:
+        return None
+    parts = encoding.parts(params, q_BLHK, k_BSGK, context, k_context)
+    if any(part.k_BSGK is not k_BSGK or part.blocks is not None for part in parts):
+        return None
+    found = [
+        decode(part.q_BLHK, state.cache, mask=part.mask, score_mod=part.score_mod)
+        for part in (_limited(part, spec) for part in parts)
+    ]
+    return attention.merge(*found).out_BLHK
+
+
+def encoding_params(module: nnx.Module, shared: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the encoding: those that layers share, and the layer's own `positions`."""
+    own = dict(getattr(module, "positions", {}))
+    return _merged(shared, jax.tree.map(lambda p: p[...], own, is_leaf=_is_param))
+
+
+def add_positions(module: nnx.Module, spec: LayerSpec, rngs: nnx.Rngs) -> None:
+    """Gives a module what the encoding learns for each layer, as `positions`, if it does."""
+    params = spec.positions.init_layer(rngs.params(), spec.dims)
+    if params:
+        module.positions = nnx.data(jax.tree.map(nnx.Param, params))
+
+
+def visible(spec: LayerSpec, length: int) -> float:
+    """Keys that a query sees, mean over a causal sequence of `length`."""
+    window = min(spec.window or length, length)
+    return (window * (window + 1) / 2 + (length - window) * window) / length
 
 
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -24,17 +24,19 @@ from lcm.nn.rwkv6 import RWKV6
 from lcm.nn.rwkv7 import RWKV7
 from lcm.nn.s4d import S4D
 from lcm.nn.s5 import S5
+from lcm.nn.shared import ASIDE, SharedAttention
 from lcm.nn.slstm import SLSTM
 from lcm.nn.spec import LayerSpec
 from lcm.ops.attention import Part
 from lcm.types import Array, Context, Hidden
 
 # A mixer is a module with `__call__(x_BLD, context, state, shared) -> (y_BLD, state)`, where state
-# is a pytree of its own or None and shared holds parameters of the position encoding, and with the
-# static methods `init_state`, `whole`, `flops` and `state_bytes` of `Attention`. The engine asks of
-# a state what `RecurrentState` has.
+# is a pytree of its own or None and shared holds parameters of the position encoding, and what
+# other layers hand on, and with the static methods `init_state`, `whole`, `flops` and `state_bytes`
+# of `Attention`. The engine asks of a state what `RecurrentState` has.
 MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
+    "shared_attention": SharedAttention,
     "lru": LRU,
     "lstm": LSTM,
     "mamba1": Mamba1,
@@ -85,7 +87,8 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: Hidden, context: Context, state: Any, shared: dict[str, Any]
     ) -> tuple[Hidden, Any]:
-        y_BLD, state = self.mixer(self.mixer_norm(x_BLD), context, state, shared)
+        read_BLD = x_BLD + shared[ASIDE] if ASIDE in shared else x_BLD
+        y_BLD, state = self.mixer(self.mixer_norm(read_BLD), context, state, shared)
         mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
         if self.alone:
             return mixed_BLD, state
@@ -107,6 +110,23 @@ class Block(nnx.Module):
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""
         return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)
+
+
+class Aside(nnx.Module):
+    """A layer that leaves the residual stream as it is: what it gives is for the next one."""
+
+    def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
+        self.mixer = MIXERS[spec.mixer](spec, rngs)
+
+    def __call__(
+        self, x_BLD: Hidden, context: Context, state: Any, shared: dict[str, Any]
+    ) -> tuple[Hidden, Any]:
+        return self.mixer(x_BLD, context, state, shared)
+
+
+def layer(spec: LayerSpec, rngs: nnx.Rngs) -> nnx.Module:
+    """The module of one layer."""
+    return (Aside if spec.shares else Block)(spec, rngs)
 
 
 def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype, chunk: int = 0) -> Any:

@@ -1,5 +1,7 @@
 """Mamba-2 as a mixer: a matrix for each head that decays and is written to."""
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,10 +29,12 @@ class Mamba2(RecurrentMixer):
         S_t = exp(dt_t A) S_{t-1} + dt_t b_t x_t^T          A = -exp(A_log), one number a head
         y_t = S_t^T c_t + D x_t                    out = norm(y silu(u W_z)) W_out
 
-    H P = expand D; heads share b and c in groups. Initial values are as published, which in
-    `transformers` A is not.
+    H P = expand D; heads share b and c in groups. Option `least_step` bounds dt from below.
+    Initial values are as published, which in `transformers` A is not.
     """
 
+    OPTIONS: ClassVar[dict[str, Any]] = {"least_step": 0.0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"least_step": (0.0, 1e3)}
     EXTENDS = interventions.ALL
     PACED = True  # times between tokens may scale dt, as in IC-Mamba (arXiv:2502.04655)
 
@@ -88,7 +92,8 @@ class Mamba2(RecurrentMixer):
 
     def _steps(self, u_BLD: Hidden) -> Array:
         dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
-        return jax.nn.softplus(dt_BLH)
+        least = self.spec.option("least_step")
+        return jnp.maximum(jax.nn.softplus(dt_BLH), least) if least else jax.nn.softplus(dt_BLH)
 
     def importance(self, u_BLD: Hidden, context: Context) -> Array:
         """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`."""

@@ -31,9 +31,17 @@ class Gated(nnx.Module):
         add_biases(self, spec.biases, gate=spec.hidden, up=spec.hidden, down=spec.width)
 
     def __call__(self, x_BLD: Hidden) -> Hidden:
-        gate = biased(self, "gate", dense(x_BLD, self.gate[...]))
-        up = biased(self, "up", dense(x_BLD, self.up[...]))
-        return biased(self, "down", _gated(type(self).activation)(gate, up, self.down[...]))
+        return self.joined(*self.halves(x_BLD))
+
+    def halves(self, x_BLD: Hidden) -> tuple[Array, Array]:
+        """What the activation is applied to, and what its result multiplies, `[B, L, F]`."""
+        gate_BLF = biased(self, "gate", dense(x_BLD, self.gate[...]))
+        return gate_BLF, biased(self, "up", dense(x_BLD, self.up[...]))
+
+    def joined(self, gate_BLF: Array, up_BLF: Array) -> Hidden:
+        """The output of the two halves."""
+        run = _gated(type(self).activation)
+        return biased(self, "down", run(gate_BLF, up_BLF, self.down[...]))
 
 
 class SwiGLU(Gated):
@@ -46,6 +54,12 @@ class GEGLU(Gated):
     """Gated by the tanh form of GELU, as in Gemma."""
 
     activation = staticmethod(_tanh_gelu)
+
+
+class ExactGEGLU(Gated):
+    """Gated by GELU by the error function, as in Zamba2."""
+
+    activation = staticmethod(_erf_gelu)
 
 
 class GELU(nnx.Module):
@@ -95,6 +109,7 @@ class NoMLP:
 MLPS: dict[str, type] = {
     "swiglu": SwiGLU,
     "geglu": GEGLU,
+    "geglu_exact": ExactGEGLU,
     "gelu": GELU,
     "gelu_exact": ExactGELU,
     "none": NoMLP,

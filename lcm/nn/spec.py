@@ -7,6 +7,9 @@ from lcm.nn.interventions import Extension
 from lcm.ops.attention import Spread
 from lcm.positions import Dims, PositionEncoding
 
+SHARED = "shared_attention"
+ATTENTION = "attention", SHARED
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
@@ -56,7 +59,12 @@ class LayerSpec:
     @property
     def attends(self) -> bool:
         """Whether its mixer is attention, the one that positions are for."""
-        return self.mixer == "attention"
+        return self.mixer in ATTENTION
+
+    @property
+    def shares(self) -> bool:
+        """Whether it uses a block of parameters that others use, and writes beside the stream."""
+        return self.mixer == SHARED
 
     @property
     def dims(self) -> Dims:

@@ -26,8 +26,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mlp/(gate|up)_bias$", PartitionSpec(None, "tensor")),
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(b|bc|c|dt|beta|a|i|f|trap|angle)$", PartitionSpec(None, "fsdp")),
-    (r"layers/\w+/mixer/(decay|gate|rate|value|mix)_down$", PartitionSpec(None, "fsdp")),
-    (r"layers/\w+/mixer/(decay|gate|rate|value)_up$", PartitionSpec(None, None, "tensor")),
+    (r"layers/\w+/mixer/(decay|gate|rate|value|mix|[qkv]|mlp)_down$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(decay|gate|rate|value|[qkv]|up)_up$", PartitionSpec(None, None, "tensor")),
+    (r"layers/\w+/mixer/linear$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/\w+/(q|k|v|mlp/gate|mlp/up)$", PartitionSpec("fsdp", "tensor")),  # used by layers
+    (r"blocks/\w+/(out|mlp/down)$", PartitionSpec("tensor", "fsdp")),
+    (r"blocks/\w+/(q|k|v|mlp/gate|mlp/up)_bias$", PartitionSpec("tensor")),
     (r"layers/\w+/mixer/(update|forget|admit|candidate)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(gates|recurrent)$", PartitionSpec(None, "fsdp")),  # four to a channel
     (r"layers/\w+/mixer/head_(gates|recurrent)$", PartitionSpec(None, None, "tensor")),

@@ -48,12 +48,21 @@ def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
         for weight in family.weights
         for part, at in enumerate(weight.paths)
     }
-    return {name: _leaf(name, shapes, homes, spec) for name in shapes}
+    places = family.places(spec)
+    return {name: _leaf(name, shapes, homes, spec, places) for name in shapes}
 
 
-def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: ModelSpec) -> Leaf:
-    prefix, kind, below = _divided(name)
-    keys = [(below, bool(prefix), mixer) for mixer in (spec.layers[kind].mixer, "")]
+def _leaf(
+    name: str,
+    shapes: dict[str, tuple[int, ...]],
+    homes: Homes,
+    spec: ModelSpec,
+    places: list[dict[str, Any]],
+) -> Leaf:
+    prefix, kind, below = _divided(name, spec)
+    stacked = prefix.startswith("layers/")
+    mixers = (spec.layers[kind].mixer, "") if stacked else ("blocks",) if prefix else ("",)
+    keys = [(below, bool(prefix), mixer) for mixer in mixers]
     key = next((key for key in keys if key in homes), None)
     if key is None:
         raise ConfigError(
@@ -62,11 +71,11 @@ def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: Mod
         )
     weight, part = homes[key]
     siblings = [shapes[prefix + at] for at in weight.paths]
-    layers = range(kind, spec.depth, len(spec.layers)) if prefix else range(1)
+    layers = range(kind, spec.depth, len(spec.layers)) if stacked else [kind]
     return Leaf(
         shape=shapes[name],
-        names=tuple(weight.name.format(n=n, pair=n // 2) for n in layers),
-        stacked=bool(prefix),
+        names=tuple(weight.name.format(**places[n]) for n in layers),
+        stacked=stacked,
         weight=weight,
         part=part,
         sizes=tuple(shape[-1] for shape in siblings),
@@ -74,12 +83,17 @@ def _leaf(name: str, shapes: dict[str, tuple[int, ...]], homes: Homes, spec: Mod
     )
 
 
-def _divided(name: str) -> tuple[str, int, str]:
-    """`layers/1/mixer/q` as (layers/1/, 1, mixer/q); others as ("", 0, name)."""
-    if not name.startswith("layers/"):
+def _divided(name: str, spec: ModelSpec) -> tuple[str, int, str]:
+    """`layers/1/mixer/q` as (layers/1/, 1, mixer/q), `blocks/0/q` with the first kind of layer that
+    uses the block, as (blocks/0/, 1, q); others as ("", 0, name)."""
+    if not name.startswith(("layers/", "blocks/")):
         return "", 0, name
-    _, kind, below = name.split("/", 2)
-    return f"layers/{kind}/", int(kind), below
+    of, number, below = name.split("/", 2)
+    kind = int(number)
+    if of == "blocks":
+        used = (layer.option("block") if layer.shares else None for layer in spec.layers)
+        kind = list(used).index(int(number))
+    return f"{of}/{number}/", kind, below
 
 
 @functools.cache

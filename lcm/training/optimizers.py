@@ -12,6 +12,7 @@ from lcm.parallel import path
 # Norms, biases, embeddings, decays and whatever an encoding learns are not pulled towards zero.
 UNDECAYED = r"(norm/(scale|bias)|_bias|embedding/table|_(log|re|im)|a_param|mixer/D|positions/.+)$"
 MATRICES = r"layers/\w+/(mixer|mlp)/\w+$"
+SHARED = r"blocks/\w+/(mlp/)?\w+$"  # of no layer alone, so without an axis of layers
 
 
 def schedule(train: Any) -> optax.Schedule:
@@ -114,12 +115,16 @@ def _decayed(params: Any) -> Any:
 
 def _is_matrix(name: str, leaf: Any) -> bool:
     """Whether it multiplies vectors, which rates by channel and state do not."""
-    return leaf.ndim == 3 and bool(re.search(MATRICES, name)) and not re.search(UNDECAYED, name)
+    axes = 2 if re.search(SHARED, name) else 3 if re.search(MATRICES, name) else 0
+    return leaf.ndim == axes and not re.search(UNDECAYED, name)
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Which parameters Muon takes, each as [layer, in, out] with layers apart."""
-    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: dimensions if _is_matrix(path(keys), leaf) else None, params
-    )
+    """Which parameters Muon takes, each as [layer, in, out] with layers apart, or [in, out]."""
+
+    def dimensions(keys: tuple, leaf: Any) -> Any:
+        if not _is_matrix(path(keys), leaf):
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

@@ -68,6 +68,15 @@ VARIANTS = {
     "mamba-3": ["model.pattern=mamba3", "model.groups=2", "model.heads=4"],
     "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
+    "zamba-2": [
+        "model.depth=4",
+        "model.pattern=shared,mamba2",
+        "model.mlp=none",
+        "model.kinds.shared.mixer=shared_attention",
+        "model.kinds.shared.mlp=geglu_exact",
+        "model.kinds.shared.kv_heads=1",
+        "model.kinds.shared.options=rank=3,adapted=True",
+    ],
     "griffin": [
         "model.biases=all",
         "model.depth=3",
@@ -85,7 +94,7 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 
 # One of each kind of state.
 VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", *VECTORS, *MATRIX)]
+SHAPES = [("rope", v) for v in ("plain", "mamba-2", "zamba-2", *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
 # gradients say it once more, and take longest to compile.
 ALONE = [v for v in VARIANTS if VARIANTS[v] and VARIANTS[v][0].startswith("model.pattern=")]

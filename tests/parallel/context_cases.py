@@ -56,6 +56,12 @@ MODELS = {
     "cope": ["model.positions=cope", *on(context=4, fsdp=2)],
     "mamba2": ["model.pattern=('mamba2',)", *on(context=4, fsdp=2)],
     "rglru": ["model.pattern=('rglru',)", *on(context=4, tensor=2)],
+    "zamba2": [
+        "model.pattern=('shared', 'mamba2')",
+        "model.kinds.shared.mixer=shared_attention",
+        "model.kinds.shared.options=rank=4,adapted=True",
+        *on(fsdp=2, context=2, tensor=2),
+    ],
     "hybrid": [HYBRID, "model.window=9", *on(data=2, context=2, tensor=2)],
     **{
         f"mixer {name}": [
@@ -64,7 +70,7 @@ MODELS = {
             *on(context=4, fsdp=2),
         ]
         for name in nn.MIXERS
-        if name not in ("attention", "mamba2", "rglru")
+        if name not in ("attention", "shared_attention", "mamba2", "rglru")
     },
     "all but context": [HYBRID, *on(data=2, fsdp=2, tensor=2)],
 }

@@ -202,6 +202,9 @@ CONFIGS = {
     "biases of mamba": ("mamba", {"use_bias": True}, "use_bias=True"),
     "blocks": ("recurrent_gemma", {"block_types": ["mlp"]}, "block_types has 'mlp'"),
     "odd": ("recurrent_gemma", {"intermediate_size": 47}, "intermediate_size=47 is odd"),
+    "blocks apart": ("zamba2", {"tie_word_embeddings": False}, "tie_word_embeddings=False is not"),
+    "no blocks": ("zamba2", {"layers_block_type": ["mamba"] * 3}, "has no hybrid layer"),
+    "layers of zamba": ("zamba2", {"layers_block_type": ["moe"] * 3}, "names 'moe', which Zamba2"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 

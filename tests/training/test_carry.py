@@ -13,7 +13,7 @@ from lcm.training import carry
 from lcm.types import Batch
 
 SMALL = "model.depth=1", "model.width=16", "model.mlp=none", "train.warmup=0", "train.batch=4"
-RECURRENT = sorted(set(MIXERS) - {"attention"})
+RECURRENT = sorted(set(MIXERS) - {"attention", "shared_attention"})
 
 
 def batch_of(tokens, start=0):

@@ -68,9 +68,11 @@ BY_KEY_HEAD = Form(
 class Weight(NamedTuple):
     """A tensor of theirs and what it is of ours.
 
-    name: with `{n}` for the number of the layer, or `{pair}` where two of ours are one of theirs.
+    name: with `{n}` for the number of the layer, or `{pair}` where two of ours are one of theirs,
+        or what else `Family.places` has.
     paths: of ours, below a layer where the name has a number; several where the form joins them.
-    mixer: of the layers that it is for, where others have another tensor for the same path.
+    mixer: of the layers that it is for, where others have another tensor for the same path;
+        `blocks` of what layers share, whose paths lie below a block.
     """
 
     name: str
@@ -98,6 +100,11 @@ def _bias(path: str) -> str:
     return path.replace("/scale", "/bias") if path.endswith("/scale") else f"{path}_bias"
 
 
+def in_order(spec: ModelSpec) -> list[Config]:
+    """What names of tensors have for each layer of ours where layers of theirs are one or two."""
+    return [{"n": n, "pair": n // 2} for n in range(spec.depth)]
+
+
 class Family(NamedTuple):
     """Models that share names of tensors and keys of a config.
 
@@ -109,6 +116,7 @@ class Family(NamedTuple):
     renamed: patterns of names that other tools or versions write, and what stands for them here.
     harmless: patterns of tensors that a file may have and the model needs not.
     unused: patterns of tensors that files need not have, of parameters without an effect.
+    places: what each layer of ours has for the braces of names; a block has its first use's.
     """
 
     types: dict[str, str]
@@ -119,6 +127,7 @@ class Family(NamedTuple):
     renamed: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    places: Callable[[ModelSpec], list[Config]] = in_order
 
     def plain(self, hf: Config) -> Config:
         """The keys of the language model, with defaults where the config is silent."""
