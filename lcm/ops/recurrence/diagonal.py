@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.recurrence import pallas
 from lcm.ops.recurrence.pieces import chunk_of, chunked, joined
 from lcm.types import Array
 
@@ -28,20 +29,22 @@ def op_diag(
     h0: the state before, `[B, ...]`, 0 by default.
     reset_BL: bool, where a document begins: there `h_t = b_t`.
     chunk: tokens that are scanned together, in a logarithm of their number of steps; chunks follow
-        one another. 0 chooses by the device.
+        one another. 0 chooses by the device; on a TPU that is a kernel, of real numbers.
 
     The backward pass keeps `a` and what is given out.
 
     Raises:
         ValueError: for a negative chunk.
     """
-    chunk = chunk_of(chunk, ON_CPU, CHUNK)
+    size = chunk_of(chunk, ON_CPU, CHUNK)
     kind = kind_of(a, b)
-    a, b = a.astype(kind), b.astype(kind)
-    h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0.astype(kind)
+    in_kernel = chunk == 0 and pallas.diagonal_fits(a, b)
+    if not in_kernel:  # which takes narrow ones as they are
+        a, b = a.astype(kind), b.astype(kind)
+    h0 = jnp.zeros(b[:, 0].shape, kind) if h0 is None else h0.astype(kind)
     if reset_BL is not None:
         a = jnp.where(reset_BL.reshape(*reset_BL.shape, *[1] * (a.ndim - 2)), 0, a)
-    h = _states(min(chunk, a.shape[1]), a, b, h0)
+    h = pallas.diagonal(a, b, h0) if in_kernel else _states(min(size, a.shape[1]), a, b, h0)
     return h, h[:, -1]
 
 

@@ -1,0 +1,70 @@
+"""Recurrence kernels under a mesh: rows, heads and tokens of each device, and the same results."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lcm import aot
+from lcm.ops.recurrence import op_diag
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from lcm.ops.recurrence import op_diag
+from lcm.ops.recurrence.pallas import plan
+
+random = np.random.default_rng(0)
+draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+reset = jnp.asarray(random.random((4, 64)) < 0.1)
+a, b, h0 = draw(4, 64, 6, 2), draw(4, 64, 6, 2), draw(4, 6, 2)
+cases = {"diagonal": (op_diag, (jax.nn.sigmoid(a), b, h0))}
+
+def both(run, given):
+    def loss(given):
+        found = run(*given, reset_BL=reset)
+        return sum(jnp.sin(x).sum() for x in found), found
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+for name, (run, given) in cases.items():
+    plan.interpret = False
+    alone = both(run, given)(given)
+    plan.interpret = True
+    for sizes in ((2, 1, 2, 2), (2, 2, 1, 2), (1, 1, 8, 1)):
+        axes = "data", "fsdp", "context", "tensor"
+        with jax.set_mesh(jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 4)):
+            step = both(run, given)
+            assert "pallas_call" in str(jax.make_jaxpr(step)(given)), (name, sizes)
+            meshed = step(given)
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(meshed), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(a).max()), err_msg=name)
+"""
+
+
+def test_a_mesh_changes_nothing():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(
+        command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is missing: nothing is compiled for TPUs; pip install 'jax[tpu]'",
+)
+@pytest.mark.parametrize("axes", [("fsdp", "tensor"), ("data", "context")])
+def test_a_mesh_of_tpus_has_the_kernels(axes):
+    mesh = aot.mesh("v5e:2x2", (2, 2), axes)
+    placed = NamedSharding(mesh, PartitionSpec(axes[0], "context" if "context" in axes else None))
+    x = jax.ShapeDtypeStruct((2, 512, 256), jnp.bfloat16, sharding=placed)
+    loss = lambda a, b: op_diag(a, b)[0].sum()  # noqa: E731
+    program = aot.compile(jax.grad(loss, (0, 1)), x, x, topology=mesh)
+    assert any("from_the_end" in name for name in program.kernels)
+    assert program.work.kernels >= 2 * 2 * x.size
