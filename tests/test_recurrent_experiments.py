@@ -1,11 +1,29 @@
 """The experiments on recurrent models at a tiny scale: whole, and nothing twice."""
 
 import json
+import subprocess
+import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lcm import reproduce
 from lcm.models import decoder
+from lcm.training import seeds
+
+ONE_SEED = """
+import jax, jax.numpy as jnp
+from lcm.ops.recurrence import op_matrix
+from lcm.training.seeds import _over_seeds
+
+def loss(q, k, v, decay):
+    return (op_matrix(q, k, v, decay)[0] ** 2).sum()
+
+x = jax.random.normal(jax.random.key(0), (1, 2, 64, 4, 16))
+gradient = jax.jit(_over_seeds(jax.grad(loss, (0, 1, 2, 3))))(x, x + 1, x, -jnp.abs(x))
+print(all(bool(jnp.isfinite(each).all()) for each in gradient))
+"""
 
 
 def _fail(*arguments, **keywords):
@@ -21,11 +39,34 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
     found = json.loads(result)
     if name == "recurrent_length":
         assert {"from nothing", "zero", "passed", "window T", "norms held"} <= set(found["mamba2"])
-        assert "Measured before" in page
-        found = found["mamba2"]
+        assert "passed" in found["lru, last 2 pairs"] and "Accuracy at 2-4 T" in page
+        tables = (tmp_path / "tables.md").read_text()
+        assert "| mamba2 |" in tables and tables.count("\n| --- ") == 5
+        kinds = [one for study in found.values() for one in study.values()]
+        assert {len(one) for one in found["mamba2"].values()} == {2}  # seeds
+        found = dict(enumerate(one for kind in kinds for one in kind))
     for one in found.values():
         values = one["accuracy"]
         assert all(0 <= x <= 1 for x in (values.values() if name == "mqar" else values))
     monkeypatch.setattr(decoder, "init", _fail)
     reproduce.run(name, tmp_path, "tiny")
     assert (tmp_path / "results.json").read_text() == result
+
+
+def test_one_seed_has_no_axis_of_its_own():
+    def one(x):
+        assert x.ndim == 1
+        return x + 1, x.sum()
+
+    for count in (1, 3):
+        x = jnp.arange(2.0 * count).reshape(count, 2)
+        more, total = seeds._over_seeds(one)(x)
+        np.testing.assert_array_equal(more, x + 1)
+        np.testing.assert_array_equal(total, x.sum(1))
+
+
+@pytest.mark.slow
+def test_one_seed_of_decays_by_channel_does_not_end_the_process():
+    """In a process of its own, which XLA ended where a chunk had an axis of one before it."""
+    ran = subprocess.run([sys.executable, "-c", ONE_SEED], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "True\n"), ran.stderr

@@ -8,7 +8,6 @@ have none, as recurrence carries them).
 """
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -64,23 +63,12 @@ def config_of(sizes: Scale, pattern: str) -> ConfigDict:
         )
         if kind in pattern
     ]
-    training = (
-        *(f"data.length={sizes.length}", f"train.batch={sizes.rows}", f"train.steps={sizes.steps}"),
-        *("train.lr=3e-3", "train.schedule=wsd", "train.final_lr=0.17", "train.weight_decay=0"),
-        *(f"train.warmup={min(50, sizes.steps // 2)}", f"checkpoint.every={sizes.steps}"),
-        *("checkpoint.keep=1", "train.log_every=50", "train.z_loss=0"),
+    shape = recall.training(
+        sizes.width, sizes.heads, 3 * sizes.keys, sizes.length, sizes.rows, sizes.steps
     )
-    return config.override(
-        config.base(),
-        [
-            *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", "model.depth=2"),
-            *(f"model.vocab={3 * sizes.keys}", f"model.embed_scale={math.sqrt(sizes.width)}"),
-            *(recurrent if "m" in pattern else ()),
-            *attention,
-            f"model.pattern={pattern}",
-            *training,
-        ],
-    )
+    mamba = recurrent if "m" in pattern else ()
+    assigned = [*shape, *mamba, *attention, f"model.pattern={pattern}"]
+    return config.override(config.base(), assigned)
 
 
 def studied(sizes: Scale, pattern: str, folder: pathlib.Path) -> dict[str, Any]:

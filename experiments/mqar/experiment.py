@@ -7,7 +7,6 @@ asked for in another order. A recurrent model has them in its state alone.
 """
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -48,21 +47,12 @@ TINY = Scale(("mamba2",), (2, 4), 2, (1, 2), 4, 8, 16, 2, 4, 4, 8)
 
 def config_of(sizes: Scale, mixer: str, state: int) -> ConfigDict:
     """Two layers without MLPs that differ in N alone."""
-    return config.override(
-        config.base(),
-        [
-            *("model.depth=2", "model.mlp=none", f"model.pattern={mixer}", "model.expand=2"),
-            *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", f"model.state={state}"),
-            *(
-                f"model.vocab={2 * sizes.keys + 1}",
-                f"model.embed_scale={math.sqrt(sizes.width)}",
-            ),
-            *(f"data.length={sizes.length}", f"train.batch={sizes.rows}"),
-            *(f"train.steps={sizes.steps}", "train.lr=3e-3", "train.weight_decay=0"),
-            *(f"train.warmup={min(50, sizes.steps // 2)}", "train.z_loss=0"),
-            *(f"checkpoint.every={sizes.steps}", "checkpoint.keep=1", "train.log_every=50"),
-        ],
+    shape = recall.training(
+        sizes.width, sizes.heads, 2 * sizes.keys + 1, sizes.length, sizes.rows, sizes.steps
     )
+    layers = "model.mlp=none", f"model.pattern={mixer}", "model.expand=2", f"model.state={state}"
+    rate = "train.schedule=cosine", "train.final_lr=0.1"
+    return config.override(config.base(), [*shape, *layers, *rate])
 
 
 def studied(sizes: Scale, mixer: str, state: int, folder: pathlib.Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ are scored on streams of 32 times the length.
 """
 
 import json
-import math
 import pathlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,29 +24,37 @@ from lcm.evaluation.remembrance import state_norms
 from lcm.models import decimation
 from lcm.models.decimation import Decimation
 from lcm.nn import MIXERS
-from lcm.report.tables import Table, number
+from lcm.report.tables import MISSING, Table, number
 from lcm.training.carry import KINDS
 from lcm.training.seeds import one_seed, train_seeds
 from lcm.training.workdir import write_text
 from lcm.types import Batch
 
 SCALES = ("cpu", "tiny")
-# Measured before at a larger scale: K=32, T=64, 3,000 steps, then 300; one seed.
-BEFORE = {
-    "from nothing": (0.97, 0.86, 0.68, 0.57, 0.57),
-    "zero": (0.97, 0.85, 0.67, 0.57, 0.57),
-    "fitted": (0.93, 0.77, 0.57, 0.48, 0.48),
-    "passed": (0.96, 0.79, 0.57, 0.50, 0.50),
-    "continued": (0.96, 0.90, 0.82, 0.74, 0.75),
-}
-BEFORE_BANDS = "T", "1-2 T", "2-4 T", "8-16 T", "16-32 T"
 STREAMS = 1 << 20  # apart from the seeds of training
+Found = dict[str, list[dict[str, list[float]]]]  # figures of each seed by what was done
+
+
+class Study(NamedTuple):
+    """A mixer, how many seeds of it, and the pairs within which questions are (0: all the past)."""
+
+    mixer: str
+    seeds: int = 1
+    window: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.mixer}, last {self.window} pairs" if self.window else self.mixer
+
+    @property
+    def folder(self) -> str:
+        return f"{self.mixer}_{self.window}" if self.window else self.mixer
 
 
 class Scale(NamedTuple):
     """How large a run is: pieces of `length` tokens, `streams` of `times` as many to score."""
 
-    mixers: tuple[str, ...]
+    studies: tuple[Study, ...]
     keys: int
     length: int
     times: int
@@ -75,56 +83,67 @@ UNTRAINED: dict[str, str | float] = {
 DECIMATED = "decimated to T"  # before the second layer
 
 
-CPU = Scale(("mamba2", "gated_deltanet"), 16, 64, 32, 64, 4, 32, 16, 800, 100, 16)
-TINY = Scale(("mamba2",), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
+SEVERAL = Study("mamba2", 3), Study("gated_deltanet", 3), Study("gla", 3)
+WINDOWED = tuple(study._replace(window=12) for study in SEVERAL)
+ALONE = (
+    *("mamba1", "mamba3", "rglru", "s4d", "s5", "lru", "min_gru", "min_lstm", "lstm", "slstm"),
+    *("linear_attention", "retnet", "mlstm", "rwkv6", "rwkv7", "deltanet", "kda"),
+)
+STUDIES = *SEVERAL[:1], *WINDOWED[:1], *SEVERAL[1:], *map(Study, ALONE), *WINDOWED[1:]
+CPU = Scale(STUDIES, 16, 32, 32, 64, 4, 32, 16, 700, 100, 16)
+TINY = Scale((Study("mamba2", 2), Study("lru", 1, 2)), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
 
 
 def config_of(sizes: Scale, mixer: str, steps: int, *keys: str) -> ConfigDict:
     """A model without MLPs, and a rate of 3e-3 that falls in the last fifth."""
-    shape = (
-        *("model.depth=2", "model.mlp=none", f"model.pattern={mixer}", "model.expand=2"),
-        *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", f"model.state={sizes.state}"),
-        *(f"model.vocab={3 * sizes.keys}", f"model.embed_scale={math.sqrt(sizes.width)}"),
-        *(f"data.length={sizes.length}", f"train.batch={sizes.rows}", f"train.steps={steps}"),
-        *("train.lr=3e-3", "train.schedule=wsd", "train.final_lr=0.17", "train.weight_decay=0"),
-        *(f"train.warmup={min(50, steps // 2)}", "train.z_loss=0", f"checkpoint.every={steps}"),
-        *("checkpoint.keep=1", "train.log_every=50"),
+    shape = recall.training(
+        sizes.width, sizes.heads, 3 * sizes.keys, sizes.length, sizes.rows, steps
     )
-    return config.override(config.base(), [*shape, *keys])
+    layers = (
+        *("model.mlp=none", f"model.pattern={mixer}", "model.expand=2"),
+        f"model.state={sizes.state}",
+    )
+    return config.override(config.base(), [*shape, *layers, *keys])
 
 
-def begun(sizes: Scale, task: OverwriteRecall, mixer: str, folder: pathlib.Path) -> Any:
-    """Parameters trained from empty states, stacked as of one seed."""
+def begun(sizes: Scale, study: Study, folder: pathlib.Path) -> Any:
+    """Parameters trained from empty states, stacked by seed."""
+    task = OverwriteRecall(sizes.keys, study.window)
 
     def batch_at(seed: int, step: int) -> Batch:
         return task.batch(task.rows((seed, step), sizes.rows, sizes.length))
 
-    cfg = config_of(sizes, mixer, sizes.steps)
-    return train_seeds(cfg, folder / "begun", [0], batch_at, title=f"{mixer}, from nothing")
+    cfg, seeds = config_of(sizes, study.mixer, sizes.steps), range(study.seeds)
+    return train_seeds(cfg, folder / "begun", seeds, batch_at, title=f"{study.name}, from nothing")
 
 
-def gone_on(
-    sizes: Scale, task: OverwriteRecall, mixer: str, kind: str, start: Any, folder: pathlib.Path
-) -> Any:
+def gone_on(sizes: Scale, study: Study, kind: str, start: Any, folder: pathlib.Path) -> Any:
     """Parameters after `more` steps with states that begin as `kind` says.
 
     `zero` is the control. Streams are new ones, in pieces one after another for `continued`.
     """
-    streams = task.rows((0, STREAMS), sizes.rows, sizes.more * sizes.length)
+    task, seeds = OverwriteRecall(sizes.keys, study.window), range(study.seeds)
+    whole = sizes.more * sizes.length
+    streams = [task.rows((seed, STREAMS), sizes.rows, whole) for seed in seeds]
 
     def batch_at(seed: int, step: int) -> Batch:
         if kind == "continued":
-            return task.batch(streams[:, step * sizes.length : (step + 1) * sizes.length])
+            piece = slice(step * sizes.length, (step + 1) * sizes.length)
+            return task.batch(streams[seed][:, piece])
         return task.batch(task.rows((seed, STREAMS, step), sizes.rows, sizes.length))
 
     keys = "train.lr=5e-4", "train.schedule=constant", "train.warmup=0"
-    cfg = config_of(sizes, mixer, sizes.more, *keys, f"train.initial_state={kind}")
-    return train_seeds(cfg, folder / kind, [0], batch_at, start=start, title=f"{mixer}, {kind}")
+    cfg = config_of(sizes, study.mixer, sizes.more, *keys, f"train.initial_state={kind}")
+    title = f"{study.name}, {kind}"
+    return train_seeds(cfg, folder / kind, seeds, batch_at, start=start, title=title)
 
 
-def scored(sizes: Scale, task: OverwriteRecall, mixer: str, params: Any, how: str | float) -> dict:
-    """Accuracy by band of the streams, and the mean norm of the last layer's states at the end."""
-    cfg = config_of(sizes, mixer, sizes.steps)
+def scored(sizes: Scale, study: Study, params: Any, how: str | float) -> dict[str, list[float]]:
+    """Accuracy of one seed by band, and the mean norm of the last layer's states at the ends."""
+    cfg, task = (
+        config_of(sizes, study.mixer, sizes.steps),
+        OverwriteRecall(sizes.keys, study.window),
+    )
     longest = sizes.length * sizes.times
     rows = task.rows((STREAMS,), sizes.streams, longest)
     spans = recall.bands(sizes.length, longest)
@@ -136,95 +155,90 @@ def scored(sizes: Scale, task: OverwriteRecall, mixer: str, params: Any, how: st
     cfg.model.extension = how.format(sizes.length, 4 * sizes.length)
     found = {"accuracy": recall.by_band(*recall.answered(cfg, params, task.batch(rows)), spans)}
     if not how:
-        norms = state_norms(cfg, params, rows[:, :longest], sizes.length)
-        found["norms"] = [float(each[-1].mean()) for each in norms[0]]
+        norms = state_norms(cfg, params, rows, sizes.length)[0]
+        found["norms"] = [float(norms[at][-1].mean()) for at in (0, -1)]
     return found
 
 
-def decimated(sizes: Scale, task: OverwriteRecall, mixer: str, params: Any) -> dict:
+def decimated(sizes: Scale, study: Study, params: Any) -> dict[str, list[float]]:
     """Accuracy on the last half of T at the end of each band, which no token of is left out, with
     T others before it in the second layer (DeciMamba, arXiv:2406.14528)."""
-    spec, half = models.spec(config_of(sizes, mixer, sizes.steps)), sizes.length // 2
-    how = Decimation((1,), base=sizes.length, response=half, least=1)
+    spec, half = models.spec(config_of(sizes, study.mixer, sizes.steps)), sizes.length // 2
+    how, task = (
+        Decimation((1,), sizes.length, half, least=1),
+        OverwriteRecall(sizes.keys, study.window),
+    )
     longest, found = sizes.length * sizes.times, []
     streams = task.rows((STREAMS,), sizes.streams, longest)
     for _, end in recall.bands(sizes.length, longest):
         batch = task.batch(streams[:, :end])
-        read = jax.jit(
-            lambda p, batch: decimation.read(spec, p, batch.tokens_BL, batch.context, how)
-        )
-        answers = np.asarray(read(params, batch)[0][:, -half:].argmax(-1))
+        answers = np.asarray(_decimated(spec, how, params, batch)[:, -half:])
         asked = batch.loss_weight_BL[:, -half:] > 0
         right = (answers == batch.targets_BL[:, -half:]) & asked
         found.append(float(right.sum() / asked.sum()))
     return {"accuracy": found}
 
 
-def possible(mixer: str) -> list[str]:
-    """What can be done to a mixer without training."""
-    has = MIXERS[mixer].EXTENDS
+@partial(jax.jit, static_argnums=(0, 1))
+def _decimated(spec: models.ModelSpec, how: Decimation, params: Any, batch: Batch) -> Any:
+    return decimation.read(spec, params, batch.tokens_BL, batch.context, how)[0].argmax(-1)
+
+
+def possible(study: Study) -> list[str]:
+    """What can be done to a mixer without training; of questions in a window it is left out."""
+    if study.window:
+        return []
+    has = MIXERS[study.mixer].EXTENDS
     asked = lambda how: {item.partition("=")[0] for item in how.split(",")}  # noqa: E731
     names = [name for name, how in UNTRAINED.items() if isinstance(how, float) or asked(how) <= has]
-    return [*names, DECIMATED] if hasattr(MIXERS[mixer], "importance") else names
+    return [*names, DECIMATED] if hasattr(MIXERS[study.mixer], "importance") else names
 
 
-def studied(sizes: Scale, mixer: str, workdir: pathlib.Path) -> dict[str, dict]:
-    """Figures of one mixer by what was done to it; what is finished is read."""
-    file = workdir / mixer / "scores.json"
-    found: dict[str, dict] = json.loads(file.read_text()) if file.exists() else {}
-    task = OverwriteRecall(sizes.keys)
-    todo = ["from nothing", *KINDS, *possible(mixer)]
+def studied(sizes: Scale, study: Study, workdir: pathlib.Path) -> Found:
+    """Figures of each seed by what was done to the model; what is finished is read."""
+    folder = workdir / study.folder
+    file = folder / "scores.json"
+    found: Found = json.loads(file.read_text()) if file.exists() else {}
+    todo = ["from nothing", *KINDS, *possible(study)]
     if set(todo) <= set(found):
         return found
-    start = begun(sizes, task, mixer, workdir / mixer)
+    start = begun(sizes, study, folder)
     for name in todo:
         if name in found:
             continue
-        params = one_seed(start, 0)
-        if name in KINDS:
-            params = one_seed(gone_on(sizes, task, mixer, name, start, workdir / mixer), 0)
-        if name == DECIMATED:
-            found[name] = decimated(sizes, task, mixer, params)
-        else:
-            found[name] = scored(sizes, task, mixer, params, UNTRAINED.get(name, ""))
+        stacked = gone_on(sizes, study, name, start, folder) if name in KINDS else start
+        found[name] = []
+        for seed in range(study.seeds):
+            params = one_seed(stacked, seed)
+            if name == DECIMATED:
+                found[name].append(decimated(sizes, study, params))
+            else:
+                found[name].append(scored(sizes, study, params, UNTRAINED.get(name, "")))
         write_text(file, json.dumps(found, indent=1) + "\n")
-        print(f"{mixer:16}{name:18}" + "".join(f"{x:7.3f}" for x in found[name]["accuracy"]))
+        shown = mean(found[name], "accuracy")
+        print(f"{study.name:32}{name:18}" + "".join(f"{x:7.3f}" for x in shown), flush=True)
     return found
 
 
 def run(workdir: pathlib.Path, scale: str) -> None:
     """Trains and scores what is not there yet, and writes `results.json` and the page."""
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
-    results = {mixer: studied(sizes, mixer, workdir) for mixer in sizes.mixers}
-    write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
-    header = [
-        "",
-        *recall.band_names(sizes.length, sizes.length * sizes.times),
-        "norm at T",
-        "norm at the end",
-    ]
-    tables = [
-        Table(f"{mixer}, accuracy by how far into a stream it is asked", header, rows(found))
-        for mixer, found in results.items()
-    ]
-    for table in tables:
-        print(f"\n{table.caption}")
-        for row in (table.header, *table.rows):
-            print(f"{row[0]:18}" + "".join(f"{word:>10}" for word in row[1:]))
-    count = models.parameter_count(config_of(sizes, sizes.mixers[0], sizes.steps))
+    results: dict[str, Found] = {}
+    for study in sizes.studies:
+        results[study.name] = studied(sizes, study, workdir)
+        write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    shown = [*summaries(sizes, results), *(whole(sizes, *one) for one in results.items())]
+    write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
+    counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]
     text = [
         f"{sizes.keys} keys, pieces of {sizes.length} tokens, {sizes.steps} steps from empty "
-        f"states, then {sizes.more} more of each kind; {count:,} parameters of {sizes.mixers[0]}. "
-        "The control is `zero`. One seed: differences of less than 2 points say nothing."
+        f"states, then {sizes.more} more of each kind; {min(counts):,} to {max(counts):,} "
+        "parameters. The control is `zero`. Means of seeds where there are several; of one, "
+        "differences of less than 2 points say nothing."
     ]
-    before = Table(
-        "Measured before, Mamba-2 with 32 keys, 3,000 steps and 300 more",
-        ["", *BEFORE_BANDS],
-        [[name, *(number(x, 2) for x in row)] for name, row in BEFORE.items()],
-    )
     command = f"lcm reproduce recurrent_length --scale {scale} --workdir {workdir}"
     sections = [
-        report.Section("Recall far beyond the length trained on", text, [*tables, before], []),
+        report.Section("Recall far beyond the length trained on", text, shown, []),
         report.provenance((), command),
     ]
     page = report.publish(
@@ -233,11 +247,57 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     print(f"\nwrote {page}")
 
 
-def rows(found: dict[str, dict]) -> list[list[str]]:
-    def norm(one: dict, at: int) -> str:
-        return number(one["norms"][at] if "norms" in one else None, 1)
+def mean(seeds: list[dict], what: str) -> list[float]:
+    """The mean over seeds of each figure."""
+    return [float(x) for x in np.mean([one[what] for one in seeds], axis=0)]
 
+
+def summaries(sizes: Scale, results: dict[str, Found]) -> list[Table]:
+    """Studies by rows: as trained, after each start of more training, and with what needs none."""
+    names = recall.band_names(sizes.length, sizes.length * sizes.times)
+    begun_rows, after_rows, without_rows = [], [], []
+    for study in sizes.studies:
+        found = results[study.name]
+        seeds = found["from nothing"]
+        ends = [one["accuracy"][-1] for one in seeds]
+        apart = number(max(ends) - min(ends), 3) if study.seeds > 1 else MISSING
+        count = models.parameter_count(config_of(sizes, study.mixer, 1))
+        figures = [number(x, 3) for x in mean(seeds, "accuracy")]
+        norms = [number(x, 1) for x in mean(seeds, "norms")]
+        begun_rows.append([study.name, f"{count:,}", str(study.seeds), *figures, apart, *norms])
+        after_rows.append([study.name, *(last(found, kind) for kind in ("from nothing", *KINDS))])
+        if not study.window:
+            names_of = [*UNTRAINED, DECIMATED]
+            without_rows.append([study.name, *(last(found, name) for name in names_of)])
+    at = names[-1]
     return [
-        [name, *(number(x, 3) for x in one["accuracy"]), norm(one, 0), norm(one, -1)]
-        for name, one in found.items()
+        Table(
+            "From empty states: accuracy by how far into a stream it is asked",
+            ["", "parameters", "seeds", *names, "seeds apart", "norm, T", "norm, end"],
+            begun_rows,
+        ),
+        Table(f"Accuracy at {at} after more training", ["", "before", *KINDS], after_rows),
+        Table(f"Accuracy at {at} without more training", ["", *UNTRAINED, DECIMATED], without_rows),
     ]
+
+
+def last(found: Found, name: str) -> str:
+    """Accuracy in the last band; what a mixer does not take is refused."""
+    return number(mean(found[name], "accuracy")[-1], 3) if name in found else "refused"
+
+
+def whole(sizes: Scale, study: str, found: Found) -> Table:
+    """All of one study."""
+    names = recall.band_names(sizes.length, sizes.length * sizes.times)
+    rows = []
+    for name, seeds in found.items():
+        norms = mean(seeds, "norms") if "norms" in seeds[0] else (None, None)
+        figures = [number(x, 3) for x in mean(seeds, "accuracy")]
+        rows.append([name, *figures, *(number(x, 1) for x in norms)])
+    return Table(f"{study}", ["", *names, "norm, T", "norm, end"], rows)
+
+
+def markdown(table: Table) -> str:
+    """A table for the README."""
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return f"{table.caption}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

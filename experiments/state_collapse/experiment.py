@@ -8,7 +8,6 @@ pieces and reads far longer streams; norms of its states are measured on the way
 """
 
 import json
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -47,19 +46,11 @@ TINY = Scale((2, 4), 4, 8, 4, 16, 2, 4, 4, 4)
 
 def config_of(sizes: Scale, state: int) -> ConfigDict:
     """Two layers of Mamba-2 that differ in N alone."""
-    return config.override(
-        config.base(),
-        [
-            *("model.depth=2", "model.mlp=none", "model.pattern=mamba2", "model.expand=2"),
-            *(f"model.width={sizes.width}", f"model.heads={sizes.heads}", f"model.state={state}"),
-            *(f"model.vocab={3 * sizes.keys}", f"model.embed_scale={math.sqrt(sizes.width)}"),
-            *(f"data.length={sizes.length}", f"train.batch={sizes.rows}"),
-            *(f"train.steps={sizes.steps}", "train.lr=3e-3", "train.schedule=wsd"),
-            *("train.final_lr=0.17", "train.weight_decay=0", "train.z_loss=0"),
-            *(f"train.warmup={min(50, sizes.steps // 2)}", f"checkpoint.every={sizes.steps}"),
-            *("checkpoint.keep=1", "train.log_every=50"),
-        ],
+    shape = recall.training(
+        sizes.width, sizes.heads, 3 * sizes.keys, sizes.length, sizes.rows, sizes.steps
     )
+    layers = "model.mlp=none", "model.pattern=mamba2", "model.expand=2", f"model.state={state}"
+    return config.override(config.base(), [*shape, *layers])
 
 
 def studied(sizes: Scale, state: int, folder: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Answers at many places of a stream: how many are right, by how far into it they are asked."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,22 @@ from lcm import models
 from lcm.errors import UserError
 from lcm.models import State, initial
 from lcm.types import Array, Batch, Context
+
+
+def training(width: int, heads: int, vocab: int, length: int, rows: int, steps: int) -> list[str]:
+    """Assignments to a config that the experiments on recall share, beside their kinds of layers.
+
+    Two layers, trained on rows of `length` tokens by Adam at 3e-3, which falls in the last fifth
+    of the steps; one checkpoint at the end.
+    """
+    return [
+        *("model.depth=2", f"model.width={width}", f"model.heads={heads}"),
+        *(f"model.vocab={vocab}", f"model.embed_scale={math.sqrt(width)}"),
+        *(f"data.length={length}", f"train.batch={rows}", f"train.steps={steps}"),
+        *("train.lr=3e-3", "train.schedule=wsd", "train.final_lr=0.17", "train.weight_decay=0"),
+        *(f"train.warmup={min(50, steps // 2)}", "train.z_loss=0", "train.log_every=50"),
+        *(f"checkpoint.every={steps}", "checkpoint.keep=1"),
+    ]
 
 
 def bands(length: int, longest: int) -> list[tuple[int, int]]:

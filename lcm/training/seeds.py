@@ -160,4 +160,19 @@ def _compiled(spec: ModelSpec, key: str) -> Callable[[TrainState, Batch, jax.Arr
     def one(state: TrainState, batch: Batch, draws: jax.Array) -> tuple[TrainState, Any]:
         return step(state, placement(jax.random.fold_in(draws, state.step), batch, length))
 
-    return jax.jit(jax.vmap(one), donate_argnums=0)
+    return jax.jit(_over_seeds(one), donate_argnums=0)
+
+
+def _over_seeds(one: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one seed over all of them; of one alone it is not vectorised.
+
+    XLA's YNNPACK fusions for the CPU (jax 0.10.2) end in a segmentation fault where they sum over
+    and broadcast an array that begins with an axis of one, as a chunk of GLA would with it.
+    """
+
+    def many(*stacked: Any) -> Any:
+        if len(jax.tree.leaves(stacked)[0]) > 1:
+            return jax.vmap(one)(*stacked)
+        return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], stacked)))
+
+    return many
