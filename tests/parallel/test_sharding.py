@@ -17,8 +17,8 @@ PROGRAM = """
 import json, sys
 import jax
 from lcm import config, training
-from lcm.training import step
-step.LOGITS = int(sys.argv[3])
+from lcm.training import scores
+scores.LOGITS = int(sys.argv[3])
 cfg = config.shrink(config.base())
 keys = ["train.steps=4", "train.log_every=1", "model.width=64", "model.heads=4", "model.unroll=1"]
 cfg = config.override(cfg, keys + ["data.packing=first_fit"])
