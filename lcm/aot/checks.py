@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import Mesh
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from lcm import models
 from lcm.aot import flops, hlo
 from lcm.aot.program import Program
+from lcm.models import decoder
 
 WIDE_SHARE = 0.02  # of a program's FLOPs that may be of float32 products, where it is not one
 
@@ -18,7 +20,7 @@ WIDE_SHARE = 0.02  # of a program's FLOPs that may be of float32 products, where
 def findings(cfg: Any, mesh: Mesh, program: Program, module: hlo.Module) -> Iterator[str]:
     """What is wrong with a program, as `name: what`."""
     spec = models.spec(cfg)
-    yield from stacked_gathers(module, {spec.count(i) for i in range(len(spec.layers))} - {0, 1})
+    yield from stacked_gathers(module, _stacked(spec, mesh))
     length = cfg.data.length // mesh.shape["context"]
     if length not in _widths(spec):  # else an axis of that size may be one of channels
         yield from square_arrays(module, length)
@@ -32,13 +34,25 @@ def _widths(spec: models.ModelSpec) -> set[int]:
     return {spec.width, spec.vocab, *(size for layer in layers for size in layer)}
 
 
-def stacked_gathers(module: hlo.Module, depths: set[int]) -> Iterator[str]:
-    """`parameter-gather`: weights of all layers are gathered at once, not those of one."""
+def _stacked(spec: models.ModelSpec, mesh: Mesh) -> set[tuple[int, int]]:
+    """Layers of each stack of parameters, and the numbers that a device has once it is gathered."""
+    shapes = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))["layers"]
+    leaves = jax.tree.leaves(shapes)
+    cuts = {1, mesh.shape["tensor"]}
+    return {(x.shape[0], x.size // cut) for x in leaves for cut in cuts if x.shape[0] > 1}
+
+
+def stacked_gathers(module: hlo.Module, stacks: set[tuple[int, int]]) -> Iterator[str]:
+    """`parameter-gather`: weights of all layers are gathered at once, not those of one.
+
+    A stack is known by its layers and its size: one layer may have as many heads as there are
+    layers.
+    """
     for op in module.ops():
         if op.kind not in ("all-gather", "all-gather-start"):
             continue
         for dims in hlo.dimensions(op.shape):
-            if len(dims) >= 3 and dims[0] in depths and math.prod(dims) >= 2**20:
+            if len(dims) >= 3 and (dims[0], math.prod(dims)) in stacks and math.prod(dims) >= 2**20:
                 yield f"parameter-gather: {op.name} gathers {dims} of all layers at once"
                 break
 

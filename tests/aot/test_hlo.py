@@ -79,9 +79,11 @@ def test_collectives_that_go_on_within_other_operations_count_where_they_start()
 
 def test_planted_regressions_are_found():
     text = TEXT.replace("bf16[8,128]{1,0}", "bf16[8,4096,512]{2,1,0}")
-    (found,) = checks.stacked_gathers(hlo.Module(text), {8})
+    (found,) = checks.stacked_gathers(hlo.Module(text), {(8, 8 * 4096 * 512)})
     assert found.startswith("parameter-gather: gather-start gathers (8, 4096, 512)")
-    assert not list(checks.stacked_gathers(hlo.Module(TEXT), {8}))
+    assert not list(checks.stacked_gathers(hlo.Module(TEXT), {(8, 8 * 4096 * 512)}))
+    # One layer of eight heads, in a model of eight layers, each of as many numbers.
+    assert not list(checks.stacked_gathers(hlo.Module(text), {(8, 8 * 8 * 4096 * 512)}))
     square = hlo.Module(TEXT.replace("f32[4,128]{1,0:T(8,128)S(1)}", "f32[2,2048,2048]{2,1,0}"))
     (found,) = checks.square_arrays(square, 2048)
     assert found == "square-array: core is (2, 2048, 2048), 2048 being the tokens of a row"
