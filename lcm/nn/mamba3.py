@@ -25,7 +25,7 @@ LEAST_DECAY = 1e-4  # of -A
 
 
 class Mamba3(RecurrentMixer):
-    """Mamba-3 (arXiv:2603.15569) with one input and one output, of H heads with a state `[N, P]`.
+    """Mamba-3 (arXiv:2603.15569), of H heads with a state `[N, P]`.
 
         dt = softplus(u W_dt + dt_bias),  lam = sigmoid(u W_trap),  A = -max(g(u W_a), 1e-4)
         phi_t = phi_{t-1} + pi tanh(u W_angle) dt                by head, for some pairs of N
@@ -34,16 +34,26 @@ class Mamba3(RecurrentMixer):
         out = ((S_t^T q + D x) silu(u W_z)) W_out
 
     g(x) is 1 + x from 0 on and 1 / (1 - x) below. Option `turned` is the share of N that turns, and
-    `normed` puts a norm by head before the gate, for hybrids. There is no convolution. The form of
-    the paper with many inputs and outputs (MIMO) is not here.
+    `normed` puts a norm by head before the gate, for hybrids. There is no convolution.
+
+    With `rank` R > 1 a head has R inputs and outputs (the paper's MIMO): R keys and queries, biases
+    for each, and for x, z and the output vectors m of P numbers each,
+
+        x_r = m_x,r x,  z_r = m_z,r z      S_t takes in sum_r k_r x_r^T where it took k x^T
+        out = (sum_r m_o,r (S_t^T q_r + D x_r) silu(z_r)) W_out
+
+    at a state of the same size. To `op_matrix` a token is R of them, each a write, so blocks within
+    chunks cost R^2 times and the rest R times as much; `recurrence_chunk` counts writes. Pairs that
+    turn are (2i, 2i + 1), in the authors' kernels i and i + N / 2, which is an order of N.
     """
 
-    OPTIONS: ClassVar[dict[str, Any]] = {"turned": 0.5, "normed": False}
-    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"turned": (0.0, 1.0)}
+    OPTIONS: ClassVar[dict[str, Any]] = {"turned": 0.5, "normed": False, "rank": 1}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"turned": (0.0, 1.0), "rank": (1, 64)}
     PACED = True
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
-        self.spec, inner, keys = spec, spec.inner, spec.groups * spec.state
+        rank = spec.option("rank")
+        self.spec, inner, keys = spec, spec.inner, rank * spec.groups * spec.state
         self.z = matrix(rngs, spec.width, inner)
         self.x = matrix(rngs, spec.width, inner)
         self.b = matrix(rngs, spec.width, keys)
@@ -55,8 +65,13 @@ class Mamba3(RecurrentMixer):
         self.dt_bias = step_biases(rngs, spec.heads)
         self.b_norm = RMSNorm(spec.state, 1e-5)
         self.c_norm = RMSNorm(spec.state, 1e-5)
-        self.b_bias = nnx.Param(jnp.ones((spec.heads, spec.state)))
-        self.c_bias = nnx.Param(jnp.ones((spec.heads, spec.state)))
+        each = () if rank == 1 else (rank,)
+        self.b_bias = nnx.Param(jnp.ones((*each, spec.heads, spec.state)))
+        self.c_bias = nnx.Param(jnp.ones((*each, spec.heads, spec.state)))
+        if rank > 1:
+            even = jnp.ones((rank, spec.heads, spec.head_size))
+            self.rank_x, self.rank_z = nnx.Param(even / rank), nnx.Param(even)
+            self.rank_out = nnx.Param(even / rank)
         self.D = nnx.Param(jnp.ones(spec.heads))
         if spec.option("normed"):
             self.norm = RMSNorm(spec.head_size, spec.norm_eps)
@@ -85,7 +100,7 @@ class Mamba3(RecurrentMixer):
         own_BLH = jax.nn.sigmoid(wide("trap"))
         log_decay = -jnp.maximum(_positive(wide("a")), LEAST_DECAY) * dt_BLH
         turns = _turns(before.memory["angle"], wide("angle"), dt_BLH, reset_BL)
-        k, q = (_turned(self._by_head(name, u_BLD), turns) for name in "bc")
+        k, q = (_turned(self._by_head(name, u_BLD), turns[:, :, None]) for name in "bc")
         x_BLHP = dense(u_BLD, self.x[...]).reshape(batch, length, spec.heads, -1)
 
         # What a token finds is of the tokens before it: of the last of them, its own write and the
@@ -94,33 +109,55 @@ class Mamba3(RecurrentMixer):
         (k_before, k_tail), (x_before, x_tail) = map(moved_by_head, (k, x_BLHP), before.tails)
         written_BLH = own_BLH * dt_BLH
         share = jnp.pad(written_BLH[:, :-1], ((0, 0), (1, 0), (0, 0))) + (1 - own_BLH) * dt_BLH
-        found_BLHP, S_BHNP = op_matrix(
+        weight = (jnp.exp(log_decay) * share)[:, :, None, :, None]
+        found, S_BHNP = _recurrence(
             q,
             k_before,
-            (x_before * (jnp.exp(log_decay) * share)[..., None]).astype(x_BLHP.dtype),
+            (self._each(x_before) * weight).astype(x_BLHP.dtype),
             log_decay,
-            S0_BHNP=before.memory["S"],
-            reset_BL=reset_BL,
-            chunk=spec.recurrence_chunk,
+            before.memory["S"],
+            reset_BL,
+            spec.recurrence_chunk,
         )
-        score_BLH = (q.astype(jnp.float32) * k).sum(-1) * written_BLH + self.D[...]
-        y_BLHP = (found_BLHP + score_BLH[..., None] * x_BLHP).astype(x_BLHP.dtype)
-        y_BLHP = self.norm(y_BLHP) if spec.option("normed") else y_BLHP
-        gate_BLE = jax.nn.silu(dense(u_BLD, self.z[...]))
-        out_BLD = dense(y_BLHP.reshape(gate_BLE.shape) * gate_BLE, self.out[...])
-        last_BH11 = _last(written_BLH, there_BL)[..., None, None]
-        k_last, x_last = (x.reshape(batch, spec.heads, -1) for x in (k_tail, x_tail))
-        S_BHNP += last_BH11 * k_last[..., None] * x_last[..., None, :]
+        x = self._each(x_BLHP)
+        skip = self.D[...] * jnp.eye(x.shape[2])[..., None]
+        y = found + _read(_scores(q, k) * written_BLH[:, :, None, None] + skip, x)
+        y = y.astype(x_BLHP.dtype)
+        y = self.norm(y) if spec.option("normed") else y
+        out_BLD = dense(self._gated(y, dense(u_BLD, self.z[...])), self.out[...])
+
+        last_BH11 = _last(written_BLH, there_BL)[:, None, :, None, None]
+        k_last = k_tail.reshape(batch, -1, spec.heads, spec.state, 1)
+        x_last = self._each(x_tail.reshape(batch, 1, spec.heads, -1))[:, 0, :, :, None]
+        S_BHNP += (last_BH11 * k_last * x_last).sum(1)
         memory = {"S": S_BHNP, "angle": jnp.angle(turns[:, -1])}
         after = RecurrentState(memory, (k_tail, x_tail), before.segment_B)
         return out_BLD, None if state is None else after
 
     def _by_head(self, name: str, u_BLD: Hidden) -> Array:
-        """b or c, normalised and with the biases of heads, `[B, L, H, N]`."""
-        x = dense(u_BLD, getattr(self, name)[...])
-        x_BLGN = getattr(self, f"{name}_norm")(x.reshape(*x.shape[:2], self.spec.groups, -1))
-        each = self.spec.heads // self.spec.groups
-        return jnp.repeat(x_BLGN, each, 2) + getattr(self, f"{name}_bias")[...].astype(x.dtype)
+        """b or c, normalised and with the biases of heads, `[B, L, R, H, N]`."""
+        spec, x = self.spec, dense(u_BLD, getattr(self, name)[...])
+        x = x.reshape(*x.shape[:2], spec.option("rank"), spec.groups, -1)
+        x = jnp.repeat(getattr(self, f"{name}_norm")(x), spec.heads // spec.groups, 3)
+        return x + getattr(self, f"{name}_bias")[...].astype(x.dtype)
+
+    def _each(self, x_BLHP: Array) -> Array:
+        """x as each of the inputs of a head has it, `[B, L, R, H, P]`."""
+        x_BL1HP = x_BLHP[:, :, None]
+        return x_BL1HP * self.rank_x[...].astype(x_BLHP.dtype) if self._many else x_BL1HP
+
+    def _gated(self, y_BLRHP: Array, z_BLE: Array) -> Hidden:
+        """The outputs of each head, times their gates, as one, `[B, L, E]`."""
+        if not self._many:
+            return y_BLRHP.reshape(z_BLE.shape) * jax.nn.silu(z_BLE)
+        z_BL1HP = z_BLE.reshape(*z_BLE.shape[:2], 1, self.spec.heads, -1)
+        by_rank = (x[...].astype(z_BLE.dtype) for x in (self.rank_z, self.rank_out))
+        z_RHP, out_RHP = by_rank
+        return (y_BLRHP * jax.nn.silu(z_BL1HP * z_RHP) * out_RHP).sum(2).reshape(z_BLE.shape)
+
+    @property
+    def _many(self) -> bool:
+        return self.spec.option("rank") > 1
 
     @staticmethod
     def init_state(
@@ -130,16 +167,47 @@ class Mamba3(RecurrentMixer):
 
         The tails are keys and values of the last token, which the next one takes in once more.
         """
-        heads = spec.heads
+        heads, keys = spec.heads, spec.option("rank") * spec.state
         shapes = {"S": (heads, spec.state, spec.head_size), "angle": (heads, _pairs(spec))}
-        return empty(batch, shapes, (heads * spec.state, spec.inner), 2)
+        return empty(batch, shapes, (heads * keys, spec.inner), 2)
 
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections; the state written and read."""
-        inner, keys = spec.inner, spec.groups * spec.state
-        columns = 3 * inner + 2 * keys + 3 * spec.heads + _pairs(spec)
-        return 2 * spec.width * columns + 4 * inner * spec.state
+        inner, rank = spec.inner, spec.option("rank")
+        columns = 3 * inner + 2 * rank * spec.groups * spec.state + 3 * spec.heads + _pairs(spec)
+        return 2 * spec.width * columns + 4 * rank * inner * spec.state
+
+
+def _recurrence(
+    q: Array, k: Array, v: Array, log_decay: Array, S0: Array, reset_BL: Array, chunk: int
+) -> tuple[Array, Array]:
+    """What each of R queries finds of all writes up to its token's, `[B, L, R, H, P]`, and S.
+
+    q, k, v: `[B, L, R, H, N or P]`. Each write is a token to `op_matrix`, the first of R decays;
+    what a query then misses are the writes behind its own.
+    """
+    batch, length, rank = q.shape[:3]
+    flat = lambda x: x.reshape(batch, length * rank, *x.shape[3:])  # noqa: E731
+    rest = [(0, 0), (0, 0), (0, rank - 1)]
+    decays = flat(jnp.pad(log_decay[:, :, None], [*rest, (0, 0)]))
+    resets = flat(jnp.pad(reset_BL[:, :, None], rest))
+    found, S = op_matrix(*map(flat, (q, k, v)), decays, S0_BHNP=S0, reset_BL=resets, chunk=chunk)
+    found = found.reshape(v.shape)
+    if rank == 1:
+        return found, S
+    behind = jnp.triu(jnp.ones((rank, rank)), 1)[..., None]
+    return found + _read(_scores(q, k) * behind, v), S
+
+
+def _scores(q: Array, k: Array) -> Array:
+    """Of each query with each key of its token, float32 `[B, L, R, R, H]`."""
+    return (q.astype(jnp.float32)[:, :, :, None] * k[:, :, None]).sum(-1)
+
+
+def _read(score_BLRRH: Array, x_BLRHP: Array) -> Array:
+    """The sum of a token's x by score, float32 `[B, L, R, H, P]`."""
+    return (score_BLRRH[..., None] * x_BLRHP[:, :, None]).sum(3)
 
 
 def _pairs(spec: LayerSpec) -> int:
@@ -161,13 +229,13 @@ def _turns(angle_BHM: Array, rate_BLM: Array, dt_BLH: Array, reset_BL: Array) ->
     return turns / jnp.abs(turns)  # of a million factors it is off by 1e-3
 
 
-def _turned(x_BLHN: Array, turns_BLHM: Array) -> Array:
-    """Pairs (2 i, 2 i + 1) turned, of the first 2 M numbers of N."""
-    count = 2 * turns_BLHM.shape[-1]
-    pairs = x_BLHN[..., :count].astype(jnp.float32).reshape(*x_BLHN.shape[:-1], -1, 2)
-    turned = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * turns_BLHM
-    turned = jnp.stack([turned.real, turned.imag], -1).reshape(*x_BLHN.shape[:-1], count)
-    return jnp.concatenate([turned.astype(x_BLHN.dtype), x_BLHN[..., count:]], -1)
+def _turned(x_BLRHN: Array, turns_BLRHM: Array) -> Array:
+    """Pairs (2 i, 2 i + 1) turned, of the first 2 M numbers of N; turns as of x but for M."""
+    count = 2 * turns_BLRHM.shape[-1]
+    pairs = x_BLRHN[..., :count].astype(jnp.float32).reshape(*x_BLRHN.shape[:-1], -1, 2)
+    turned = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * turns_BLRHM
+    turned = jnp.stack([turned.real, turned.imag], -1).reshape(*x_BLRHN.shape[:-1], count)
+    return jnp.concatenate([turned.astype(x_BLRHN.dtype), x_BLRHN[..., count:]], -1)
 
 
 def _moved(x_BLHN: Array, tail_B1C: Array, reset_BL: Array, there_BL: Array) -> tuple[Array, Array]:

@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(gates|recurrent)$", PartitionSpec(None, "fsdp")),  # four to a channel
     (r"layers/\w+/mixer/head_(gates|recurrent)$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/(head_)?gates_bias$", PartitionSpec()),
-    (r"layers/\w+/mixer/(mix_\w+|bonus|erase_scale|key_rate|[bc]_bias)$", PartitionSpec()),
+    (r"layers/\w+/mixer/(mix_\w+|bonus|erase_scale|key_rate|[bc]_bias|rank_\w+)$", PartitionSpec()),
     (r"layers/\w+/mixer/(B|C)$", PartitionSpec(None, "fsdp")),
     (r"layers/\w+/mixer/glu$", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/\w+/mixer/\w+_(log|re|im)$", PartitionSpec()),

@@ -19,28 +19,34 @@ def definition(layer, p, u):
     a = u @ p["a"]
     A = -np.maximum(np.where(a >= 0, 1 + a, 1 / (1 - np.minimum(a, 0))), 1e-4)
     phi = np.cumsum(np.pi * np.tanh(u @ p["angle"])[:, None] * dt[..., None], 0)
-    turned = {}
+    turned, rank = {}, layer.option("rank")
     for name in "bc":
-        x = rms((u @ p[name]).reshape(len(u), layer.groups, N), p[f"{name}_norm"]["scale"], 1e-5)
-        x = np.repeat(x, HEADS // layer.groups, 1) + p[f"{name}_bias"]
+        x = (u @ p[name]).reshape(len(u), rank, layer.groups, N)
+        x = np.repeat(rms(x, p[f"{name}_norm"]["scale"], 1e-5), HEADS // layer.groups, 2)
+        x = x + p[f"{name}_bias"]
         count = 2 * phi.shape[-1]
-        pairs = (x[..., :count:2] + 1j * x[..., 1:count:2]) * np.exp(1j * phi)
+        pairs = (x[..., :count:2] + 1j * x[..., 1:count:2]) * np.exp(1j * phi)[:, None]
         x[..., :count:2], x[..., 1:count:2] = pairs.real, pairs.imag
         turned[name] = x
-    k, q, x = turned["b"], turned["c"], (u @ p["x"]).reshape(len(u), HEADS, P)
-    write = k[..., None] * x[:, :, None]
+    ones = np.ones((rank, HEADS, P))
+    k, q = turned["b"], turned["c"]
+    x, z = ((u @ p[n]).reshape(len(u), 1, HEADS, P) * p.get(f"rank_{n}", ones) for n in "xz")
+    write = np.einsum("lrhn,lrhp->lhnp", k, x)
     S, y = np.zeros((HEADS, N, P)), []
     for t in range(len(u)):
         alpha = np.exp(dt[t] * A[t])[:, None, None]
         before = ((1 - lam[t]) * dt[t])[:, None, None] * write[t - 1] if t else 0
         S = alpha * (S + before) + (lam[t] * dt[t])[:, None, None] * write[t]
-        y.append(np.einsum("hnp,hn->hp", S, q[t]) + p["D"][:, None] * x[t])
+        y.append(np.einsum("hnp,rhn->rhp", S, q[t]) + p["D"][:, None] * x[t])
     y = np.stack(y)
     y = rms(y, p["norm"]["scale"], layer.norm_eps) if "norm" in p else y
-    return (y.reshape(len(u), -1) * silu(u @ p["z"])) @ p["out"]
+    out = (p.get("rank_out", ones) * y * silu(z)).sum(1)
+    return out.reshape(len(u), -1) @ p["out"]
 
 
-@pytest.mark.parametrize("options", ["", "turned=1.0,normed=True", "turned=0.0"])
+@pytest.mark.parametrize(
+    "options", ["", "turned=1.0,normed=True", "turned=0.0", "rank=3", "rank=2,normed=True"]
+)
 def test_a_layer_is_what_its_paper_defines(tiny, options):
     keys = [f"model.options={options}"] if options else ["model.groups=2"]
     layer, params, run = mixer(tiny, "mamba3", *keys)
@@ -90,7 +96,7 @@ def test_a_share_that_is_no_pairs_is_refused(tiny):
 
 
 def test_every_parameter_learns(tiny):
-    cfg = tiny("model.pattern=mamba3", "model.depth=1", "model.options=normed=True")
+    cfg = tiny("model.pattern=mamba3", "model.depth=1", "model.options=normed=True,rank=2")
     params, row = models.init(cfg, jax.random.key(0)), jnp.arange(24).reshape(2, 12)
     loss = lambda params: models.apply(cfg, params, row)[0].var()  # noqa: E731
     for path, gradient in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params)):
