@@ -53,6 +53,22 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
     assert (tmp_path / "results.json").read_text() == result
 
 
+@pytest.mark.slow
+def test_compression_whole_and_nothing_twice(tmp_path, monkeypatch):
+    reproduce.run("compression", tmp_path, "tiny")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {name: one["prefix"] for name, one in found.items()} == {
+        **{"c=4": 4, "c=8": 2, "c=16": 1},
+        "c=8, last layer": 2,
+    }
+    assert set(found["c=8"]) == {"prefix", "one", "several", "several, taught", "one, taught"}
+    assert all(0 <= one["one"]["right"] <= 1 for one in found.values())
+    assert "| c=16 | 1 |" in (tmp_path / "tables.md").read_text()
+    monkeypatch.setattr(decoder, "init", _fail)
+    reproduce.run("compression", tmp_path, "tiny")
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+
+
 def test_one_seed_has_no_axis_of_its_own():
     def one(x):
         assert x.ndim == 1

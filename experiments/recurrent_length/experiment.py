@@ -10,6 +10,7 @@ are scored on streams of 32 times the length.
 
 import json
 import pathlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,13 +84,14 @@ UNTRAINED: dict[str, str | float] = {
 DECIMATED = "decimated to T"  # before the second layer
 
 
-SEVERAL = Study("mamba2", 3), Study("gated_deltanet", 3), Study("gla", 3)
-WINDOWED = tuple(study._replace(window=12) for study in SEVERAL)
-ALONE = (
-    *("mamba1", "mamba3", "rglru", "s4d", "s5", "lru", "min_gru", "min_lstm", "lstm", "slstm"),
-    *("linear_attention", "retnet", "mlstm", "rwkv6", "rwkv7", "deltanet", "kda"),
+MAMBA2 = Study("mamba2", seeds=3)
+OTHERS = (
+    *("gated_deltanet", "gla", "mamba1", "mamba3", "deltanet", "kda", "linear_attention", "retnet"),
+    *("mlstm", "rwkv6", "rwkv7", "rglru", "s4d", "s5", "lru", "min_gru", "min_lstm", "lstm"),
+    "slstm",
 )
-STUDIES = *SEVERAL[:1], *WINDOWED[:1], *SEVERAL[1:], *map(Study, ALONE), *WINDOWED[1:]
+WINDOWED = MAMBA2._replace(window=12), Study("gla", window=12), Study("gated_deltanet", window=12)
+STUDIES = MAMBA2, *map(Study, OTHERS), *WINDOWED
 CPU = Scale(STUDIES, 16, 32, 32, 64, 4, 32, 16, 700, 100, 16)
 TINY = Scale((Study("mamba2", 2), Study("lru", 1, 2)), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
 
@@ -194,12 +196,11 @@ def possible(study: Study) -> list[str]:
     return [*names, DECIMATED] if hasattr(MIXERS[study.mixer], "importance") else names
 
 
-def studied(sizes: Scale, study: Study, workdir: pathlib.Path) -> Found:
-    """Figures of each seed by what was done to the model; what is finished is read."""
+def studied(sizes: Scale, study: Study, todo: Sequence[str], workdir: pathlib.Path) -> Found:
+    """Figures of each seed by what is done to the model; what is finished is read."""
     folder = workdir / study.folder
     file = folder / "scores.json"
     found: Found = json.loads(file.read_text()) if file.exists() else {}
-    todo = ["from nothing", *KINDS, *possible(study)]
     if set(todo) <= set(found):
         return found
     start = begun(sizes, study, folder)
@@ -224,9 +225,11 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     """Trains and scores what is not there yet, and writes `results.json` and the page."""
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results: dict[str, Found] = {}
-    for study in sizes.studies:
-        results[study.name] = studied(sizes, study, workdir)
-        write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    for trained in (True, False):  # all that is trained, and then what needs no training
+        for study in sizes.studies:
+            todo = ["from nothing", *KINDS] if trained else possible(study)
+            results[study.name] = studied(sizes, study, todo, workdir)
+            write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     shown = [*summaries(sizes, results), *(whole(sizes, *one) for one in results.items())]
     write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
     counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lcm import models
@@ -12,9 +13,9 @@ from lcm.models import compression, decoder
 SIZES = ("model.width=8", "model.heads=2", "model.vocab=20", "model.hidden=8")
 
 
-def made(tiny, segment=8, ratio=4, encoder_depth=2):
+def made(tiny, segment=8, ratio=4, encoder_depth=2, every=True):
     network = lambda depth: models.spec(tiny(*SIZES, f"model.depth={depth}"))  # noqa: E731
-    spec = compression.CompressionSpec(network(encoder_depth), network(2), segment, ratio)
+    spec = compression.CompressionSpec(network(encoder_depth), network(2), segment, ratio, every)
     return spec, compression.init(spec, jax.random.key(0))
 
 
@@ -102,3 +103,96 @@ def test_sizes_that_do_not_go_together_are_refused(tiny):
         made(tiny, ratio=3)
     with pytest.raises(ConfigError, match="depth 3 for a decoder of 2"):
         made(tiny, encoder_depth=3)
+
+
+TASK = compression.Task(share=1.0, excerpt=(2, 3), answer=4)
+
+
+def counting(rows=64, length=13):
+    """Rows whose tokens tell where they stand."""
+    return jnp.broadcast_to(jnp.arange(length), (rows, length))
+
+
+def test_a_text_said_again_is_weighed_behind_its_excerpt():
+    asked = compression.ask(TASK, jax.random.key(0), counting(), 8)
+    assert asked.text_BN.shape == (64, 8) and asked.tokens_BL.shape == (64, TASK.places)
+    np.testing.assert_array_equal(asked.targets_BL, asked.tokens_BL + 1)
+    assert asked.targets_BL[asked.weight_BL > 0].max() == 7  # the text's last
+    np.testing.assert_array_equal(asked.weight_BL.sum(1), 4)
+    first_B = asked.weight_BL.argmax(1)
+    assert set(np.asarray(first_B)) == {1, 2}  # behind excerpts of 2 and of 3 tokens
+    for row, at in zip(asked.weight_BL, first_B, strict=True):
+        np.testing.assert_array_equal(row[at : at + 4], 1)
+    assert set(np.asarray(asked.tokens_BL[:, 0])) == {0, 1}  # all places with room for both
+
+
+def test_a_text_gone_on_is_weighed_from_what_follows():
+    asked = compression.ask(TASK._replace(share=0.0), jax.random.key(0), counting(), 8)
+    np.testing.assert_array_equal(asked.tokens_BL[:, :4], counting()[:, 8:12])
+    np.testing.assert_array_equal(asked.targets_BL[:, :4], counting()[:, 9:13])
+    np.testing.assert_array_equal(asked.weight_BL, counting()[:, :6] < 4)
+
+
+def test_shares_are_of_rows():
+    asked = compression.ask(TASK._replace(share=0.75), jax.random.key(0), counting(), 8)
+    assert abs(float((asked.tokens_BL[:, 0] < 8).mean()) - 0.75) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("change", "length", "message"),
+    [
+        ({"share": 1.5}, 8, "share=1.5"),
+        ({"excerpt": (3, 2)}, 8, "least first"),
+        ({"answer": 0}, 8, "an answer of one"),
+        ({"answer": 6}, 8, "take texts of 9 or more"),
+        ({}, 9, "rows of 14"),
+    ],
+)
+def test_tasks_without_room_are_refused(change, length, message):
+    with pytest.raises(ConfigError, match=message):
+        compression.ask(TASK._replace(**change), jax.random.key(0), counting(), length)
+
+
+def test_the_excerpt_is_read_but_not_scored(tiny):
+    spec, params = made(tiny)
+    asked = compression.ask(TASK, jax.random.key(0), text(13), 8)
+    value = compression.loss(spec, params, asked)
+    shift = (asked.weight_BL == 0).astype(jnp.int32)
+    moved = asked._replace(targets_BL=(asked.targets_BL + shift) % 20)
+    np.testing.assert_array_equal(value, compression.loss(spec, params, moved))
+    other = asked._replace(tokens_BL=asked.tokens_BL.at[:, 0].add(1) % 20)
+    assert value != compression.loss(spec, params, other)
+    nll_BL, _ = compression.answered(spec, params, asked)
+    np.testing.assert_allclose(value, nll_BL[asked.weight_BL > 0].mean(), rtol=1e-6)
+
+
+def test_the_second_stage_leaves_the_encoder_to_the_bit(tiny):
+    spec, params = made(tiny)
+    asked = compression.ask(TASK, jax.random.key(0), text(13), 8)
+    assert compression.apart(params, 1) == (params, {})
+    moving, kept = compression.apart(params, 2)
+    rule = optax.adamw(1e-2, weight_decay=0.1)
+    gradient = jax.grad(lambda moving: compression.loss(spec, moving | kept, asked))(moving)
+    updates, _ = rule.update(gradient, rule.init(moving), moving)
+    after = optax.apply_updates(moving, updates) | kept
+    assert set(after) == set(params)
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), after, params)
+    assert all(jax.tree.leaves(same["encoder"]))
+    assert not all(jax.tree.leaves(same["decoder"])) and not same["maps"]["embed"]
+    with pytest.raises(ConfigError, match="stage 3"):
+        compression.apart(params, 3)
+
+
+def test_the_last_layer_alone_stands_in_place_of_embeddings(tiny):
+    spec, params = made(tiny, every=False)
+    vectors = compression.compress(spec, params, text(16))
+    assert vectors.shape == (2, 4, 1, 8) and not params["maps"]["layers"].size
+    every = compression.compress(made(tiny)[0], params, text(16))
+    np.testing.assert_allclose(vectors[:, :, 0], every[:, :, -1], atol=1e-6)
+    with_map = params | {"maps": {"embed": params["maps"]["embed"], "layers": jnp.zeros((2, 8, 8))}}
+    alike = jnp.repeat(vectors, 3, axis=2)
+    np.testing.assert_allclose(
+        compression.read(spec, params, vectors, text(3, seed=2)),
+        compression.read(made(tiny)[0], with_map, alike, text(3, seed=2)),
+        atol=1e-6,
+    )
