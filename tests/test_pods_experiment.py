@@ -21,14 +21,17 @@ def experiment():
 
 @needs_libtpu
 def test_steps_have_meshes_of_their_chips(experiment):
-    steps = [*experiment.LONG, *experiment.GROWTH]
+    steps = [*experiment.LONG, *experiment.GROWTH, *experiment.BESIDE, *experiment.OTHERS]
     assert len({step.name for step in steps}) == len(steps)
     for step in steps:
-        cfg = config.override(config.load(f"{experiment.CONFIG}:{step.arg}"), step.overrides)
+        cfg = config.override(
+            config.load(f"{experiment.CONFIGS / step.model}.py:{step.arg}"), step.overrides
+        )
         cfg = gate.with_mesh(cfg, step.mesh)
         mesh = gate.mesh_of(cfg, step.topology)
         tokens = cfg.train.batch * cfg.data.length
-        assert tokens == (8192 * mesh.size if step in experiment.GROWTH else 2**20)
+        if step not in experiment.BESIDE:
+            assert tokens == (8192 * mesh.size if step in experiment.GROWTH else 2**20)
     sizes = [gate.topology.devices(step.topology) for step in experiment.GROWTH]
     assert (len(sizes[0]), len(sizes[-1])) == (4, 1024)
 
@@ -46,6 +49,16 @@ def test_a_tiny_run_is_whole_and_nothing_is_compiled_twice(experiment, tmp_path,
     monkeypatch.setattr(gate, "measure", lambda *_: pytest.fail("it was compiled"))
     experiment.run(tmp_path, "tiny")
     assert (tmp_path / "growth.png").read_bytes() == drawn
+
+
+def test_a_peer_compiles_the_same_steps(experiment):
+    """Its figures are those of other programs for as many tokens on the same chips."""
+    peers = json.loads(experiment.PEERS.read_text())
+    for step, peer in zip(experiment.BESIDE, peers, strict=True):
+        batch = int(step.overrides[0].removeprefix("train.batch="))
+        assert peer["tokens"] == batch * int(step.arg or 8192)
+        assert (peer["topology"], peer["side"]) == (step.topology, "MaxText")
+        assert ",".join(f"{axis}={size}" for axis, size in peer["mesh"].items()) == step.mesh
 
 
 def test_the_readme_has_the_figures_that_were_measured(experiment):

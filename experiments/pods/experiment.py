@@ -5,7 +5,8 @@
 Two questions, answered by compiling train steps ahead of time. `long`: do rows of 64K to a million
 tokens fit 64 chips of v5p, with keys sent around a ring and what the backward pass needs in the
 host's memory? `growth`: what does a device hold and send as the mesh grows, each chip having one
-row of 8,192 tokens and its share of all weights?
+row of 8,192 tokens and its share of all weights? `beside`: the steps that MaxText compiles, too.
+`others`: models without attention in all layers, of 65,536 tokens a row.
 
 Every step is kept in `runs/pods`, so that the same command goes on where it was stopped. A step
 takes minutes; hours on two cores that are shared.
@@ -19,28 +20,33 @@ import jax
 
 from lcm import config
 from lcm.aot import gate
-from lcm.aot.chips import GIB
+from lcm.aot.chips import GIB, chip
 from lcm.report import plots
 from lcm.report.tables import Table
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "llama3_8b.py"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+PEERS = pathlib.Path(__file__).with_name("peer.json")  # of BESIDE, by peer.py
+LLAMA = "llama3_8b"
 RING = ("mesh.order=zigzag", "model.context_attention=ring", "model.remat=offload")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Step(NamedTuple):
-    """A train step to compile: of `llama3_8b.py:arg`, for a mesh over a topology."""
+    """A train step to compile: of `configs/MODEL.py:arg`, for a mesh over a topology."""
 
     arg: str
     topology: str
     mesh: str
     overrides: tuple[str, ...]
+    model: str = LLAMA
+    kind: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.arg or '8192'}-{self.topology}-{self.mesh}".replace(":", "-")
+        kind = f"{self.kind}-" if self.kind else ""
+        return f"{kind}{self.arg or '8192'}-{self.topology}-{self.mesh}".replace(":", "-")
 
 
 def long(tokens: int, context: int, chips: int = 64, topology: str = "v5p:4x4x4") -> Step:
@@ -63,6 +69,21 @@ GROWTH = (
     growth("v5p:4x8x8", 256),
     growth("v5p:8x8x16", 1024),
 )
+BESIDE = (
+    Step("", "v5p:4x4x4", "fsdp=64", ("train.batch=256",), kind="beside"),
+    Step(
+        "65536",
+        "v5p:4x4x4",
+        "fsdp=16,context=4",
+        ("train.batch=16", "mesh.order=zigzag", "model.context_attention=gather"),
+        kind="beside",
+    ),
+    Step("", "v5e:16x16", "fsdp=256", ("train.batch=256",), kind="beside"),
+)
+OTHERS = tuple(
+    Step("65536", "v5p:4x4x4", "fsdp=16,context=4", ("train.batch=16",), model, model)
+    for model in ("mamba2_2p7b", "recurrentgemma_9b", "samba_1p3b")
+)
 TINY_LONG = (
     Step("tiny", "v5p:2x2x1", "fsdp=2,context=2", ("train.batch=2", "model.remat=offload")),
 )
@@ -74,11 +95,17 @@ TINY_GROWTH = tuple(
 
 def run(workdir: pathlib.Path, scale: str) -> None:
     """Compiles what is not kept yet; prints tables, writes `results.json` and `growth.png`."""
-    longs, grown = {"cpu": (LONG, GROWTH), "tiny": (TINY_LONG, TINY_GROWTH)}[scale]
+    wanted = {
+        "cpu": {"growth": GROWTH, "long": LONG, "beside": BESIDE, "others": OTHERS},
+        "tiny": {"growth": TINY_GROWTH, "long": TINY_LONG},
+    }[scale]
     results = {
-        "growth": [kept(step, workdir / "kept") for step in grown],
-        "long": [kept(step, workdir / "kept") for step in longs],
+        name: [kept(step, workdir / "kept") for step in steps] for name, steps in wanted.items()
     }
+    if "beside" in results:
+        ours = [{**each, "side": "lcm"} for each in results["beside"]]
+        pairs = zip(ours, json.loads(PEERS.read_text()), strict=True)
+        results["beside"] = [each for pair in pairs for each in pair]
     write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     for name, points in results.items():
         print(f"{name}\n\n{markdown(table(name, points))}\n")
@@ -90,14 +117,17 @@ def kept(step: Step, folder: pathlib.Path) -> dict[str, Any]:
     """What is known of a step, from its file or by compiling it."""
     file = folder / f"{step.name}.json"
     if not file.exists():
-        cfg = config.override(config.load(f"{CONFIG}:{step.arg}"), step.overrides)
+        cfg = config.override(config.load(f"{CONFIGS / step.model}.py:{step.arg}"), step.overrides)
         cfg = gate.with_mesh(cfg, step.mesh)
         mesh = gate.mesh_of(cfg, step.topology)
         report = gate.measure(cfg, "train", step.topology, mesh)
         print(gate.text(report), flush=True)
         jax.clear_caches()
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(point(report, cfg), indent=1) + "\n")
+        found = point(report, cfg)
+        if step.model != LLAMA:
+            found["model"] = step.model
+        write_text(file, json.dumps(found, indent=1) + "\n")
     return json.loads(file.read_text())
 
 
@@ -118,14 +148,19 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
             f"{p['length']:,}",
             f"{p['topology']}, " + ", ".join(f"{k} {v}" for k, v in p["mesh"].items()),
             *(_gib(p.get(key)) for key in ("arguments", "temporaries", "host")),
-            "yes" if p["memory"] <= p["capacity"] else "no",
+            "yes" if p["memory"] <= chip(p["topology"]).memory else "no",
             f"{p['cycles']:.3e}",
             ", ".join(f"{k} {n} ({size / GIB:.1f} GiB)" for k, (n, size) in p["sent"].items()),
             f"{p['seconds']:.0f} s",
         ]
         for p in points
     ]
-    return Table(name, [*header, "collectives", "compiled in"], rows)
+    header += ["collectives", "compiled in"]
+    for key in ("model", "side"):  # of what differs
+        if any(key in p for p in points):
+            header = [key, *header]
+            rows = [[p[key], *row] for p, row in zip(points, rows, strict=True)]
+    return Table(name, header, rows)
 
 
 def _gib(size: int | None) -> str:
