@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.errors import ConfigError
+from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import (
@@ -50,6 +51,7 @@ class Mamba3(RecurrentMixer):
     OPTIONS: ClassVar[dict[str, Any]] = {"turned": 0.5, "normed": False, "rank": 1}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"turned": (0.0, 1.0), "rank": (1, 64)}
     PACED = True
+    EXTENDS = interventions.LINEAR - {"window"}  # of a token's two writes one comes with the next
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         rank = spec.option("rank")
@@ -99,7 +101,11 @@ class Mamba3(RecurrentMixer):
             dt_BLH *= context.pace_BL[..., None]
         own_BLH = jax.nn.sigmoid(wide("trap"))
         log_decay = -jnp.maximum(_positive(wide("a")), LEAST_DECAY) * dt_BLH
-        turns = _turns(before.memory["angle"], wide("angle"), dt_BLH, reset_BL)
+        slowed_BLH = spec.extension.step * dt_BLH  # a clock that is slowed turns less, too
+        turns = _turns(before.memory["angle"], wide("angle"), slowed_BLH, reset_BL)
+        at_once = context._replace(pace_BL=None)
+        log_decay, gain = interventions.scaled(spec.extension, log_decay, at_once)
+        dt_BLH *= gain
         k, q = (_turned(self._by_head(name, u_BLD), turns[:, :, None]) for name in "bc")
         x_BLHP = dense(u_BLD, self.x[...]).reshape(batch, length, spec.heads, -1)
 

@@ -177,9 +177,9 @@ def test_lstm_is_its_twin(tiny, extension):
     close_to_twin(tiny, ("model.pattern=lstm",), extension, lstm_twin)
 
 
-@pytest.mark.quick("mamba2", "mlstm", "rwkv7", "slstm")
+@pytest.mark.quick("mamba2", "mlstm", "rwkv7", "slstm", "mamba3")
 @pytest.mark.parametrize(
-    "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm"]
+    "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm", "mamba3"]
 )
 def test_what_says_nothing_changes_nothing(tiny, mixer):
     keys = (f"model.pattern={mixer}",)
@@ -215,6 +215,19 @@ def test_what_the_mlstm_inserts_is_its_input_gate(tiny):
     want, _ = own.apply(biased, noise, context, None, {})
     _, own, *_ = layer(tiny, *keys, "model.extension=insert=3")
     np.testing.assert_allclose(own.apply(params, noise, context, None, {})[0], want, atol=1e-5)
+
+
+def test_mamba_3_slows_down_as_by_a_pace_and_inserts_what_it_reads(tiny):
+    keys = ("model.pattern=mamba3",)
+    _, own, params, noise, context = layer(tiny, *keys)
+    params["D"] *= 0
+    paced = context._replace(pace_BL=jnp.full(noise.shape[:2], 0.5))
+    slow, _ = own.apply(params, noise, paced, None, {})
+    plain, _ = own.apply(params, noise, context, None, {})
+    for extension, want in (("step=0.5", slow), ("insert=3", 3 * plain)):
+        _, own, *_ = layer(tiny, *keys, f"model.extension={extension}")
+        got, _ = own.apply(params, noise, context, None, {})
+        np.testing.assert_allclose(got, want, atol=1e-5, err_msg=extension)
 
 
 def test_exact_steps_in_number_are_one_step():
