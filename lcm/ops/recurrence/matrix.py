@@ -29,6 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lcm.ops.recurrence import pallas
 from lcm.ops.recurrence.inverse import inverse
 from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
 from lcm.ops.recurrence.reference import Erase, by_head, cleared, matrix_step
@@ -55,8 +56,9 @@ def op_matrix(
     log_decay: l, finite and at most 0, of a head `[B, L, H]`, or of its channels `[B, L, H, N]`.
     S0: the state before, 0 by default.
     reset_BL: bool, where a document begins.
-    chunk: tokens that are multiplied at once; 0 chooses by the device. The backward pass keeps the
-        arguments and one state of each chunk.
+    chunk: tokens that are multiplied at once; 0 chooses by the device, on a TPU a kernel for
+        decays by head without `erase`. The backward pass keeps the arguments and one state of each
+        chunk.
 
     Sums are float32, and so are states and decays whatever the dtype of the rest.
 
@@ -64,6 +66,7 @@ def op_matrix(
         ValueError: for heads that do not share evenly, or shapes that do not fit.
     """
     check(q_BLGN, k_BLGN, v_BLHP, log_decay, erase, S0_BHNP)
+    in_kernel = chunk == 0
     chunk = chunk_of(chunk, ON_CPU, CHUNK)
     batch, length, heads, width = v_BLHP.shape
     by_channel = log_decay.ndim == 4
@@ -79,6 +82,9 @@ def op_matrix(
         token = jax.tree.map(lambda x: x[:, 0].astype(jnp.float32), (q, k, v_BLHP, wide, erase))
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
+
+    if in_kernel and pallas.matrix_fits(q, v_BLHP, wide, erase):
+        return pallas.matrix(q, k, v_BLHP, wide, S0_BHNP, reset_BL)
 
     size = min(chunk, length)
     if by_channel:

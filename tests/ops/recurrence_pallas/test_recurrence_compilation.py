@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lcm.ops.recurrence import op_diag
+from lcm.ops.recurrence import op_diag, op_matrix
 
 
 def of_vectors(topology, length, width, dtype):
@@ -20,8 +20,44 @@ def of_vectors(topology, length, width, dtype):
     }
 
 
+def of_matrices(topology, length, groups, heads, states, width, dtype):
+    """Gradients of `op_matrix`; its temporaries are states of chunks, and parts of gradients."""
+    token = 1, length
+    shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
+    q, v = shape(*token, groups, states), shape(*token, heads, width)
+
+    def loss(q, k, v, l):
+        y, S = op_matrix(q, k, v, l)
+        return jnp.sin(y.astype(jnp.float32)).sum() + S.sum()
+
+    kept = -(-length // 128) * heads * states * width
+    return {
+        "topology": topology,
+        "fn": jax.grad(loss, (0, 1, 2, 3)),
+        "args": (q, q, v, shape(*token, heads, dtype="float32")),
+        "kernels": 2,
+        # 2 products with S forward and 5 backward, 1 and 2 within chunks
+        "flops": 2 * length * heads * width * (7 * states + 3 * 128),
+        "temporary": 4 * (kept + 6 * (2 * q.size * heads // groups + v.size)) + (16 << 20),
+    }
+
+
 def test_vectors_compile_for_a_tpu(compiles):
     compiles(of_vectors, [("v5e:2x2", 300, 200, "bfloat16")])
+
+
+def test_matrices_compile_for_a_tpu(compiles):
+    compiles(of_matrices, [("v5e:2x2", 200, 1, 4, 64, 64, "bfloat16")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "groups, heads, states, width",
+    [(1, 24, 128, 64), (4, 4, 64, 64), (2, 8, 256, 128), (3, 6, 40, 24)],
+)
+def test_matrices_compile_everywhere(compiles, topology, groups, heads, states, width):
+    sizes = groups, heads, states, width
+    compiles(of_matrices, [(topology, 1000, *sizes, t) for t in ("bfloat16", "float32")])
 
 
 @pytest.mark.slow

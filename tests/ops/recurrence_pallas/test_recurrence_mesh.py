@@ -11,19 +11,25 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lcm import aot
-from lcm.ops.recurrence import op_diag
+from lcm.ops.recurrence import op_diag, op_matrix
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
-from lcm.ops.recurrence import op_diag
+from lcm.ops.recurrence import op_diag, op_matrix
 from lcm.ops.recurrence.pallas import plan
 
 random = np.random.default_rng(0)
 draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
 reset = jnp.asarray(random.random((4, 64)) < 0.1)
 a, b, h0 = draw(4, 64, 6, 2), draw(4, 64, 6, 2), draw(4, 6, 2)
-cases = {"diagonal": (op_diag, (jax.nn.sigmoid(a), b, h0))}
+q, v, decay = draw(4, 64, 1, 8) / 8, draw(4, 64, 4, 16), -jnp.abs(draw(4, 64, 4))
+matrix = lambda q, k, v, l, S0, reset_BL: op_matrix(q, k, v, l, None, S0, reset_BL)
+cases = {
+    "diagonal": (op_diag, (jax.nn.sigmoid(a), b, h0)),
+    "one group": (matrix, (q, 2 * q, v, decay, draw(4, 4, 8, 16))),
+    "two groups": (matrix, (q.repeat(2, 2), draw(4, 64, 2, 8) / 8, v, decay, draw(4, 4, 8, 16))),
+}
 
 def both(run, given):
     def loss(given):
@@ -35,7 +41,7 @@ for name, (run, given) in cases.items():
     plan.interpret = False
     alone = both(run, given)(given)
     plan.interpret = True
-    for sizes in ((2, 1, 2, 2), (2, 2, 1, 2), (1, 1, 8, 1)):
+    for sizes in ((2, 1, 2, 2), (2, 2, 1, 2)):
         axes = "data", "fsdp", "context", "tensor"
         with jax.set_mesh(jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 4)):
             step = both(run, given)
@@ -62,9 +68,16 @@ def test_a_mesh_changes_nothing():
 @pytest.mark.parametrize("axes", [("fsdp", "tensor"), ("data", "context")])
 def test_a_mesh_of_tpus_has_the_kernels(axes):
     mesh = aot.mesh("v5e:2x2", (2, 2), axes)
-    placed = NamedSharding(mesh, PartitionSpec(axes[0], "context" if "context" in axes else None))
-    x = jax.ShapeDtypeStruct((2, 512, 256), jnp.bfloat16, sharding=placed)
-    loss = lambda a, b: op_diag(a, b)[0].sum()  # noqa: E731
-    program = aot.compile(jax.grad(loss, (0, 1)), x, x, topology=mesh)
-    assert any("from_the_end" in name for name in program.kernels)
+    tokens = PartitionSpec(axes[0], "context" if "context" in axes else None)
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, tokens))
+
+    def loss(a, b, q, v, l):
+        return op_diag(a, b)[0].sum() + op_matrix(q, q, v, l)[0].astype(jnp.float32).sum()
+
+    x, given = array(2, 512, 256), (array(2, 512, 1, 64), array(2, 512, 4, 64), array(2, 512, 4))
+    program = aot.compile(jax.grad(loss, (0, 1, 2, 3, 4)), x, x, *given, topology=mesh)
+    for name in ("diagonal_from_the_end", "matrix_backward"):
+        assert any(name in kernel for kernel in program.kernels), program.kernels
     assert program.work.kernels >= 2 * 2 * x.size

@@ -13,7 +13,7 @@ from lcm.types import Array
 
 
 def over_mesh(
-    run: Callable[..., Any], cut: Sequence[int | None], cut_out: Any, *given: Array | None
+    run: Callable[..., Any], cut: Sequence[int | None], cut_out: Any, *given: Array
 ) -> Any:
     """`run(*given)` in a `jax.shard_map` where a mesh is in use, over the axes that are free.
 
@@ -26,12 +26,10 @@ def over_mesh(
     if not axes or (not manual and math.prod(axes.values()) == 1):
         return run(*given)
     rows = axes_of_rows(axes, given[0].shape[0])
-    count = axes.get(HEADS, 1)
-    pairs = [(x, axis) for x, axis in zip(given, cut, strict=True) if x is not None]
-    divides = all(x.shape[axis] % count == 0 for x, axis in pairs if axis is not None)
+    count = cut_of(*(x.shape[at] for x, at in zip(given, cut, strict=True) if at is not None))
 
     def spec(axis: int | None) -> PartitionSpec:
-        if axis is None or count == 1 or not divides:
+        if axis is None or count == 1:
             return PartitionSpec(rows)
         return PartitionSpec(rows, *[None] * (axis - 1), HEADS)
 
@@ -42,3 +40,9 @@ def over_mesh(
         axis_names=set(axes),
         check_vma=False,  # kernels do not say over which axes their results vary
     )(*given)
+
+
+def cut_of(*sizes: int) -> int:
+    """Over how many devices axes of these sizes are cut together."""
+    count = axes_in_use().get(HEADS, 1)
+    return count if all(size % count == 0 for size in sizes) else 1
