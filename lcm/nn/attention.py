@@ -9,14 +9,14 @@ from flax import nnx
 
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.cache import KVCache, PagedKVCache, contiguous
-from lcm.nn.dense import dense, matrix, whole
+from lcm.nn.dense import from_heads, matrix, to_heads, whole
 from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
 from lcm.ops.attention.decode import decode
 from lcm.ops.platform import platform
 from lcm.positions import PositionEncoding
-from lcm.types import Context, Hidden, Keys, Queries, Values
+from lcm.types import Array, Context, Hidden, Keys, Queries, Values
 
 Cache = KVCache | PagedKVCache
 
@@ -52,11 +52,10 @@ class Attention(nnx.Module):
         params = encoding_params(self, shared)
         q_BLHK, k_BLGK, v_BLGK = self._project(params, x_BLD, context)
         o_BLHK, state = attended(spec, params, q_BLHK, k_BLGK, v_BLGK, context, state)
-        o_BLE = o_BLHK.reshape(*x_BLD.shape[:2], -1)
         if spec.option("gated"):
-            o_BLE *= jax.nn.sigmoid(dense(x_BLD, self.gate[...]))
+            o_BLHK *= jax.nn.sigmoid(to_heads(x_BLD, self.gate[...], spec.head_size))
         out_ED = whole(self.out[...], x_BLD, "heads", "width")
-        return biased(self, "out", dense(o_BLE, out_ED)), state
+        return biased(self, "out", from_heads(o_BLHK, out_ED)), state
 
     def parts(
         self, x_BLD: Hidden, context: Context, shared: dict[str, Any]
@@ -72,20 +71,21 @@ class Attention(nnx.Module):
     ) -> tuple[Queries, Keys, Values]:
         """Queries, keys as a cache holds them, and values."""
         spec, encoding = self.spec, self.spec.positions
-        split = (*x_BLD.shape[:2], -1, spec.head_size)
         placed_BLD = encoding.infuse(params, x_BLD, context)
         made_of = (("q", placed_BLD), ("k", placed_BLD), ("v", x_BLD))
-        q_BLHK, k_BLGK, v_BLGK = (self._heads(x, name).reshape(split) for name, x in made_of)
+        q_BLHK, k_BLGK, v_BLGK = (self._heads(x, name) for name, x in made_of)
         if spec.qk_norm:
             q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
         if spec.score_scale:  # attention divides by sqrt(K) whatever the encoding
             q_BLHK = q_BLHK * (spec.score_scale * spec.head_size**0.5)
         return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
 
-    def _heads(self, x_BLD: Hidden, name: str) -> Hidden:
-        """Queries, keys or values of all heads side by side."""
+    def _heads(self, x_BLD: Hidden, name: str) -> Array:
+        """Queries, keys or values `[B, L, H, K]`."""
         w_DE = whole(getattr(self, name)[...], x_BLD, "width", "heads")
-        return biased(self, name, dense(x_BLD, w_DE))
+        x_BLHK = to_heads(x_BLD, w_DE, self.spec.head_size)
+        flat_BLE = x_BLHK.reshape(*x_BLD.shape[:2], -1)
+        return biased(self, name, flat_BLE).reshape(x_BLHK.shape)
 
     @staticmethod
     def init_state(

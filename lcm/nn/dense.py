@@ -25,6 +25,24 @@ def dense(x: Array, w_DF: Any) -> Array:
     return rows.reshape(*x.shape[:-1], w_DF.shape[1])
 
 
+def to_heads(x_BLD: Array, w_DE: Any, size: int) -> Array:
+    """`dense` with its result cut into heads, `[B, L, H, K]`.
+
+    On a TPU the matrix is cut instead: the layouts of the two results differ.
+    """
+    if platform() == "tpu" and not isinstance(w_DE, Int8):
+        return product(x_BLD, w_DE.reshape(w_DE.shape[0], -1, size), x_BLD.dtype)
+    return dense(x_BLD, w_DE).reshape(*x_BLD.shape[:-1], -1, size)
+
+
+def from_heads(x_BLHK: Array, w_ED: Any) -> Array:
+    """`dense` of heads side by side, which on a TPU are not put there, likewise."""
+    if platform() == "tpu" and not isinstance(w_ED, Int8):
+        w_HKD = w_ED.reshape(*x_BLHK.shape[2:], -1)
+        return product(x_BLHK, w_HKD, x_BLHK.dtype, over=2)
+    return dense(x_BLHK.reshape(*x_BLHK.shape[:2], -1), w_ED)
+
+
 def whole(w: Any, x: Array, *names: str) -> Any:
     """A matrix that `x` is to be multiplied by, gathered over all axes of the mesh but `tensor`.
 
@@ -37,37 +55,39 @@ def whole(w: Any, x: Array, *names: str) -> Any:
     return placed(w.astype(min(w.dtype, x.dtype, key=lambda dtype: dtype.itemsize)), *names)
 
 
-def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype) -> Array:
+def product(x_ND: Array, w_DF: Any, dtype: jnp.dtype, over: int = 1) -> Array:
     """`x @ w` in `dtype`, multiplied in the narrower of the two dtypes.
 
-    `x` may have several leading axes where `w` is no `Int8`.
+    Where `w` is no `Int8` both may have more axes: the last ones of `x`, `over` of them, meet the
+    first ones of `w`.
     """
-    return _product(x_ND, w_DF, dtype, 0)
+    return _product(x_ND, w_DF, dtype, tuple(range(over)))
 
 
 def product_with_rows(x_ND: Array, w_FD: Any, dtype: jnp.dtype) -> Array:
     """`x @ w.T`, as `product`; a narrow `w.T` would be widened by XLA on a CPU."""
-    return _product(x_ND, w_FD, dtype, 1)
+    return _product(x_ND, w_FD, dtype, (1,))
 
 
-def _product(x_ND: Array, w: Any, dtype: jnp.dtype, axis: int) -> Array:
+def _product(x_ND: Array, w: Any, dtype: jnp.dtype, axes: tuple[int, ...]) -> Array:
     if isinstance(w, Int8):
-        return w.product(x_ND, axis).astype(dtype)
+        return w.product(x_ND, *axes).astype(dtype)
     if w.dtype.itemsize >= x_ND.dtype.itemsize:
         w = w.astype(x_ND.dtype)
     else:
         x_ND = x_ND.astype(w.dtype)
-    return _matmul(x_ND, w, dtype, axis)
+    return _matmul(x_ND, w, dtype, axes)
 
 
-def _matmul(x_ND: Array, w: Array, dtype: jnp.dtype, axis: int) -> Array:
-    """The product over an axis of the matrix."""
+def _matmul(x_ND: Array, w: Array, dtype: jnp.dtype, axes: tuple[int, ...]) -> Array:
+    """The product over axes of the matrix and the last ones of the other factor."""
     count = x_ND.shape[0]
     # XLA on a CPU has no narrow product of a matrix and one vector: it would widen the matrix.
     if count == 1 and w.dtype.itemsize < 4 and platform() == "cpu":
         more = ((0, 1), *((0, 0),) * (x_ND.ndim - 1))
         x_ND = jax.lax.optimization_barrier(jnp.pad(x_ND, more))
-    over = (((x_ND.ndim - 1,), (axis,)), ((), ()))
+    last = tuple(range(x_ND.ndim - len(axes), x_ND.ndim))
+    over = ((last, axes), ((), ()))
     return jax.lax.dot_general(x_ND, w, over, preferred_element_type=dtype)[:count]
 
 
@@ -103,7 +123,7 @@ class Int8:
         high_ND, scale_N1 = quantised(x_ND, 1)
         rest_ND = x_ND.astype(jnp.float32) / jnp.where(scale_N1 > 0, scale_N1, 1.0) - high_ND
         low_ND = jnp.round(rest_ND * (2 * MOST)).astype(jnp.int8)  # the rest is within a half
-        both = _matmul(jnp.concatenate([high_ND, low_ND]), self.q, jnp.int32, axis)
+        both = _matmul(jnp.concatenate([high_ND, low_ND]), self.q, jnp.int32, (axis,))
         high_NF, low_NF = jnp.split(both.astype(jnp.float32), 2)
         return (high_NF + low_NF / (2 * MOST)) * scale_N1 * self.scale_F
 

@@ -28,6 +28,23 @@ def test_axes_that_are_not_merged_change_nothing(factors, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), run(), want)
 
 
+def test_heads_are_cut_out_of_the_matrix_or_of_the_result(monkeypatch):
+    draw = np.random.default_rng(1)
+    shapes = (2, 3, 8), (8, 12), (12, 8)
+    given = tuple(jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
+
+    def run():
+        def loss(x, w_in, w_out):
+            return (dense.from_heads(dense.to_heads(x, w_in, 4), w_out) ** 2).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(*given)
+
+    want = run()
+    monkeypatch.setattr(dense, "platform", lambda: "tpu")
+    assert dense.to_heads(*given[:2], 4).shape == (2, 3, 3, 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), run(), want)
+
+
 @needs_libtpu
 def test_a_matrix_is_gathered_in_the_narrower_dtype_but_along_tensor():
     from lcm import aot
