@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -51,7 +52,7 @@ class Scale(NamedTuple):
     lr: float = 2e-3
 
 
-CPU = Scale(4, 64, 4, 64, 4, Task(0.9, (6, 10), 32), 800, 2000, 500, 32, 512)
+CPU = Scale(4, 64, 4, 64, 4, Task(0.9, (6, 10), 32), 1000, 1500, 300, 16, 512)
 TINY = Scale(2, 16, 2, 16, 2, Task(0.5, (1, 2), 4), 2, 2, 2, 4, 8, 20_000)
 
 
@@ -139,18 +140,26 @@ def trained(
 
 @functools.cache
 def begun(sizes: Scale) -> Any:
-    """The character model that both begin as."""
-    spec, length = character_model(sizes), 2 * sizes.segment
+    """The character model that both begin as: it reads segments that are said again behind them.
 
-    def loss(params: Any, rows_BM: Any, _: jax.Array) -> Any:
-        context = models.default_context((len(rows_BM), length))
-        logits, _ = decoder.apply(spec, params, rows_BM[:, :-1], context, None)
-        return cross_entropy(logits, rows_BM[:, 1:])[0].mean()
+    So it knows how to copy what stands in its context, as a pretrained model does, and as one of
+    this size does not learn from text alone.
+    """
+    spec, length, task = character_model(sizes), sizes.segment, sizes.task._replace(share=1.0)
 
-    batches = drawn(sizes, 0, length + 1, sizes.rows)
-    return trained(
-        sizes, sizes.first, loss, decoder.init(spec, jax.random.key(0)), batches, "characters"
-    )
+    def loss(params: Any, rows_BM: Any, key: jax.Array) -> Any:
+        asked = compression.ask(task, key, rows_BM, length)
+        tokens_BL = jnp.concatenate([rows_BM[:, :length], asked.tokens_BL], axis=1)
+        targets_BL = jnp.concatenate([tokens_BL[:, 1:length], asked.targets_BL], axis=1)
+        # The excerpt's first is no target: nothing tells which place is taken up.
+        context = models.default_context(tokens_BL.shape)
+        logits, _ = decoder.apply(spec, params, tokens_BL, context, None)
+        kept = jnp.delete(logits, length - 1, axis=1, assume_unique_indices=True)
+        return cross_entropy(kept, targets_BL)[0].mean()
+
+    batches = drawn(sizes, 0, length + sizes.task.answer + 1, sizes.rows)
+    params = decoder.init(spec, jax.random.key(0))
+    return trained(sizes, sizes.first, loss, params, batches, "characters")
 
 
 def taught(
@@ -176,6 +185,7 @@ def studied(sizes: Scale, name: str, file: pathlib.Path) -> dict[str, Any]:
     spec = spec_of(sizes, name)
     both = {"encoder": begun(sizes), "decoder": begun(sizes)}
     params = compression.init(spec, jax.random.key(0)) | both
+    params["maps"]["embed"] = jnp.eye(sizes.width)  # one model's vectors are the other's
     params = taught(sizes, spec, params, 1, 1, name)
     found = {"prefix": spec.prefix(sizes.segment), "one": scored(sizes, spec, params, 1)}
     if name == CONTINUED:

@@ -225,13 +225,14 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     """Trains and scores what is not there yet, and writes `results.json` and the page."""
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results: dict[str, Found] = {}
-    for trained in (True, False):  # all that is trained, and then what needs no training
-        for study in sizes.studies:
-            todo = ["from nothing", *KINDS] if trained else possible(study)
+    parts = (lambda _: ["from nothing"]), (lambda _: KINDS), possible
+    for part in parts:  # of all mixers what they are trained to, what more training does, and then
+        for study in sizes.studies:  # what is done without
+            todo = part(study)
             results[study.name] = studied(sizes, study, todo, workdir)
             write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
-    shown = [*summaries(sizes, results), *(whole(sizes, *one) for one in results.items())]
-    write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
+            shown = tables(sizes, results)
+            write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
     counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]
     text = [
         f"{sizes.keys} keys, pieces of {sizes.length} tokens, {sizes.steps} steps from empty "
@@ -255,49 +256,62 @@ def mean(seeds: list[dict], what: str) -> list[float]:
     return [float(x) for x in np.mean([one[what] for one in seeds], axis=0)]
 
 
-def summaries(sizes: Scale, results: dict[str, Found]) -> list[Table]:
-    """Studies by rows: as trained, after each start of more training, and with what needs none."""
+def tables(sizes: Scale, results: dict[str, Found]) -> list[Table]:
+    """Studies by rows, as far as they are done: as trained, after each start of more training, and
+    with what needs none; then each of them whole."""
     names = recall.band_names(sizes.length, sizes.length * sizes.times)
-    begun_rows, after_rows, without_rows = [], [], []
-    for study in sizes.studies:
-        found = results[study.name]
-        seeds = found["from nothing"]
-        ends = [one["accuracy"][-1] for one in seeds]
-        apart = number(max(ends) - min(ends), 3) if study.seeds > 1 else MISSING
-        count = models.parameter_count(config_of(sizes, study.mixer, 1))
-        figures = [number(x, 3) for x in mean(seeds, "accuracy")]
-        norms = [number(x, 1) for x in mean(seeds, "norms")]
-        begun_rows.append([study.name, f"{count:,}", str(study.seeds), *figures, apart, *norms])
-        after_rows.append([study.name, *(last(found, kind) for kind in ("from nothing", *KINDS))])
-        if not study.window:
-            names_of = [*UNTRAINED, DECIMATED]
-            without_rows.append([study.name, *(last(found, name) for name in names_of)])
-    at = names[-1]
+    there = [study for study in sizes.studies if study.name in results]
+    more, at = ["from nothing", *KINDS], names[-1]
+    untrained = ["from nothing", *UNTRAINED, DECIMATED]
     return [
         Table(
             "From empty states: accuracy by how far into a stream it is asked",
             ["", "parameters", "seeds", *names, "seeds apart", "norm, T", "norm, end"],
-            begun_rows,
+            [as_trained(sizes, study, results[study.name]["from nothing"]) for study in there],
         ),
-        Table(f"Accuracy at {at} after more training", ["", "before", *KINDS], after_rows),
-        Table(f"Accuracy at {at} without more training", ["", *UNTRAINED, DECIMATED], without_rows),
+        Table(
+            f"Accuracy at {at} after more training",
+            ["", *more],
+            [at_the_end(study, results[study.name], more) for study in there],
+        ),
+        Table(
+            f"Accuracy at {at} without more training",
+            ["", *untrained],
+            [at_the_end(s, results[s.name], untrained) for s in there if not s.window],
+        ),
+        *(whole(names, *one) for one in results.items()),
     ]
 
 
-def last(found: Found, name: str) -> str:
-    """Accuracy in the last band; what a mixer does not take is refused."""
-    return number(mean(found[name], "accuracy")[-1], 3) if name in found else "refused"
+def as_trained(sizes: Scale, study: Study, seeds: list[dict]) -> list[str]:
+    """A line: means of seeds, how far apart they are in the last band, and norms of states."""
+    ends = [one["accuracy"][-1] for one in seeds]
+    apart = number(max(ends) - min(ends), 3) if len(seeds) > 1 else MISSING
+    count = models.parameter_count(config_of(sizes, study.mixer, 1))
+    figures = [number(x, 3) for x in mean(seeds, "accuracy")]
+    norms = [number(x, 1) for x in mean(seeds, "norms")]
+    return [study.name, f"{count:,}", str(len(seeds)), *figures, apart, *norms]
 
 
-def whole(sizes: Scale, study: str, found: Found) -> Table:
+def at_the_end(study: Study, found: Found, names: Sequence[str]) -> list[str]:
+    """A line of the last band; what a mixer does not take is refused, a dash is not yet run."""
+    takes = {"from nothing", *KINDS, *possible(study)}
+
+    def one(name: str) -> str:
+        value = mean(found[name], "accuracy")[-1] if name in found else None
+        return number(value, 3) if name in takes else "refused"
+
+    return [study.name, *map(one, names)]
+
+
+def whole(names: Sequence[str], study: str, found: Found) -> Table:
     """All of one study."""
-    names = recall.band_names(sizes.length, sizes.length * sizes.times)
     rows = []
     for name, seeds in found.items():
         norms = mean(seeds, "norms") if "norms" in seeds[0] else (None, None)
         figures = [number(x, 3) for x in mean(seeds, "accuracy")]
         rows.append([name, *figures, *(number(x, 1) for x in norms)])
-    return Table(f"{study}", ["", *names, "norm, T", "norm, end"], rows)
+    return Table(study, ["", *names, "norm, T", "norm, end"], rows)
 
 
 def markdown(table: Table) -> str:
