@@ -23,8 +23,8 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.mixer": ("attention", "what mixes positions; see lcm.nn.MIXERS"),
     "model.mlp": (
         "swiglu",
-        "feed-forward layer: swiglu, geglu (tanh GELU), geglu_exact (erf), gelu (tanh), gelu_exact "
-        "or none",
+        "feed-forward layer: swiglu, geglu (tanh GELU), geglu_exact (erf), gelu (tanh), "
+        "gelu_exact, experts or none",
     ),
     "model.width": (128, "width of the residual stream, D"),
     "model.depth": (4, "number of layers"),
@@ -57,6 +57,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "tokens of a recurrence computed at once; 0 chooses by the device",
     ),
     "model.options": ("", "what only this mixer has, NAME=VALUE,...; see OPTIONS of its class"),
+    "model.mlp_options": ("", "what only this MLP has, as options: count and top of experts"),
     "model.extension": (
         "",
         "what is done to recurrences so that they read longer, such as step=0.5 or window=4096; "

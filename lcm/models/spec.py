@@ -186,13 +186,15 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         length=length,
         backend=get("backend"),
         **{key: 0 if attends else get(key) for key in RECURRENT_KEYS},
-        options=_options(where, MIXERS[get("mixer")], get("options")),
+        options=_options(f"{where}.options", MIXERS[get("mixer")], get("options")),
+        mlp_options=_options(f"{where}.mlp_options", MLPS[get("mlp")], get("mlp_options")),
         extension=_extension(where, get("mixer"), get("extension"), overrides),
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
     layer.positions.check(layer.dims)
-    if hasattr(MIXERS[layer.mixer], "check"):
-        MIXERS[layer.mixer].check(layer)
+    for part in (MIXERS[layer.mixer], MLPS[layer.mlp]):
+        if hasattr(part, "check"):
+            part.check(layer)
     return layer
 
 
@@ -224,14 +226,15 @@ def _check_shared(model: Any, layers: tuple[LayerSpec, ...]) -> None:
                     )
 
 
-def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
-    """The options of a mixer: its defaults, and what `NAME=VALUE,...` gives in their place."""
-    options = dict(getattr(mixer, "OPTIONS", {}))
+def _options(where: str, part: Any, given: str) -> tuple[tuple[str, Any], ...]:
+    """The options of a mixer or an MLP: its defaults, and what `NAME=VALUE,...` gives instead."""
+    options = dict(getattr(part, "OPTIONS", {}))
     for item in filter(None, given.split(",")):
         name, _, text = item.partition("=")
         if name not in options:
             has = f"has {', '.join(options)}" if options else "has none"
-            raise ConfigError(f"{where}.options={given!r}: {name!r} is unknown, this mixer {has}")
+            what = "MLP" if where.endswith("mlp_options") else "mixer"
+            raise ConfigError(f"{where}={given!r}: {name!r} is unknown, this {what} {has}")
         try:
             value = text if isinstance(options[name], str) else ast.literal_eval(text)
             value = float(value) if isinstance(options[name], float) else value
@@ -239,15 +242,15 @@ def _options(where: str, mixer: Any, given: str) -> tuple[tuple[str, Any], ...]:
             value = None
         if type(value) is not type(options[name]):
             raise ConfigError(
-                f"{where}.options={given!r}: {name} is a {type(options[name]).__name__}, write it "
+                f"{where}={given!r}: {name} is a {type(options[name]).__name__}, write it "
                 f"as {name}={options[name]}"
             )
         options[name] = value
-    for name, (least, most) in getattr(mixer, "LIMITS", {}).items():
+    for name, (least, most) in getattr(part, "LIMITS", {}).items():
         if not least <= options[name] <= most:
             raise ConfigError(
-                f"{where}.options={given!r}: {name}={options[name]} must lie from {least} to "
-                f"{most}; {name}={mixer.OPTIONS[name]} is what it has if nothing is said"
+                f"{where}={given!r}: {name}={options[name]} must lie from {least} to "
+                f"{most}; {name}={part.OPTIONS[name]} is what it has if nothing is said"
             )
     return tuple(sorted(options.items()))
 
@@ -311,6 +314,7 @@ LAYER_KEYS = frozenset(
         "positions",
         "backend",
         "options",
+        "mlp_options",
         "extension",
         *RECURRENT_KEYS,
     ]

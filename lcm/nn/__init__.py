@@ -2,11 +2,10 @@
 
 from lcm.nn.attention import Attention, reach
 from lcm.nn.bias import BIASES
-from lcm.nn.block import MIXERS, Block, flops, flops_by_part, init_state, layer, whole
+from lcm.nn.block import MIXERS, MLPS, Block, flops, flops_by_part, init_state, layer, whole
 from lcm.nn.cache import KVCache, PagedKVCache
 from lcm.nn.dense import dense
 from lcm.nn.embedding import Embedding, Head, logits, tied_logits
-from lcm.nn.mlp import MLPS
 from lcm.nn.norm import NORMS, RMSNorm
 from lcm.nn.recurrent import RecurrentState
 from lcm.nn.spec import LayerSpec

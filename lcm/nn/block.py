@@ -7,6 +7,7 @@ from flax import nnx
 
 from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
+from lcm.nn.experts import Experts
 from lcm.nn.gla import GLA
 from lcm.nn.lru import LRU
 from lcm.nn.lstm import LSTM
@@ -14,7 +15,7 @@ from lcm.nn.mamba1 import Mamba1
 from lcm.nn.mamba2 import Mamba2
 from lcm.nn.mamba3 import Mamba3
 from lcm.nn.min_rnn import MinGRU, MinLSTM
-from lcm.nn.mlp import MLPS, NoMLP
+from lcm.nn.mlp import DENSE, NoMLP
 from lcm.nn.mlstm import MLSTM
 from lcm.nn.norm import NORMS
 from lcm.nn.retention import LinearAttention, RetNet
@@ -60,6 +61,9 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "s5": S5,
     "slstm": SLSTM,
 }
+
+
+MLPS: dict[str, type] = {**DENSE, "experts": Experts}
 
 
 class Block(nnx.Module):
@@ -146,5 +150,6 @@ def flops(spec: LayerSpec, length: int) -> float:
 
 def flops_by_part(spec: LayerSpec, length: int) -> dict[str, float]:
     """Those of the mixer, by its name, and of the MLP."""
-    mlp = 2 * MLPS[spec.mlp].matrices * spec.width * spec.hidden
+    mlp = Experts.flops(spec) if spec.mlp == "experts" else 0.0
+    mlp = mlp or 2 * MLPS[spec.mlp].matrices * spec.width * spec.hidden
     return {spec.mixer: MIXERS[spec.mixer].flops(spec, length), "mlp": mlp}

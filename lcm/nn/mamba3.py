@@ -208,12 +208,19 @@ def _recurrence(
 
 def _scores(q: Array, k: Array) -> Array:
     """Of each query with each key of its token, float32 `[B, L, R, R, H]`."""
-    return (q.astype(jnp.float32)[:, :, :, None] * k[:, :, None]).sum(-1)
+    if q.shape[2] == 1:
+        return (q.astype(jnp.float32) * k).sum(-1)[:, :, None]
+    # A product of matrices: the sum of products, with its gradients, XLA does not compile on a CPU.
+    wide = (x.astype(jnp.float32) for x in (q, k))
+    return jnp.einsum("blrhn,blshn->blrsh", *wide, precision=jax.lax.Precision.HIGHEST)
 
 
 def _read(score_BLRRH: Array, x_BLRHP: Array) -> Array:
     """The sum of a token's x by score, float32 `[B, L, R, H, P]`."""
-    return (score_BLRRH[..., None] * x_BLRHP[:, :, None]).sum(3)
+    if x_BLRHP.shape[2] == 1:
+        return score_BLRRH[:, :, 0, ..., None] * x_BLRHP
+    wide = x_BLRHP.astype(jnp.float32)
+    return jnp.einsum("blrsh,blshp->blrhp", score_BLRRH, wide, precision=jax.lax.Precision.HIGHEST)
 
 
 def _pairs(spec: LayerSpec) -> int:

@@ -106,7 +106,8 @@ class NoMLP:
     matrices = 0
 
 
-MLPS: dict[str, type] = {
+# Those of one piece; all there are, with experts, stand in lcm.nn.block.
+DENSE: dict[str, type] = {
     "swiglu": SwiGLU,
     "geglu": GEGLU,
     "geglu_exact": ExactGEGLU,

@@ -19,7 +19,7 @@ from lcm.nn.bias import add_biases, biased
 from lcm.nn.cache import KVCache
 from lcm.nn.dense import dense, matrix
 from lcm.nn.functional import Functional, functional
-from lcm.nn.mlp import MLPS, Gated
+from lcm.nn.mlp import DENSE, Gated
 from lcm.nn.norm import NORMS
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
@@ -48,7 +48,7 @@ class SharedBlock(nnx.Module):
         self.out = matrix(rngs, query, spec.width)
         add_biases(self, spec.biases, q=query, k=key, v=key, out=spec.width)
         self.mlp_norm = NORMS[spec.norm](spec.width, spec.norm_eps)
-        self.mlp = MLPS[spec.mlp](spec, rngs)
+        self.mlp = DENSE[spec.mlp](spec, rngs)
 
     def __call__(
         self,
@@ -118,11 +118,11 @@ class SharedAttention(nnx.Module):
     @staticmethod
     def check(spec: LayerSpec) -> None:
         """Refuses what the block does not have."""
-        if not issubclass(MLPS[spec.mlp], Gated):
-            gated = ", ".join(name for name, mlp in MLPS.items() if issubclass(mlp, Gated))
+        gated = [name for name, mlp in DENSE.items() if issubclass(mlp, Gated)]
+        if spec.mlp not in gated:
             raise ConfigError(
                 f"model.mlp={spec.mlp} in a layer of shared_attention, whose block has a gated "
-                f"one: choose from {gated}"
+                f"one: choose from {', '.join(gated)}"
             )
         for key in ("post_norm", "qk_norm", "parallel"):
             if getattr(spec, key):

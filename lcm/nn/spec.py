@@ -44,6 +44,7 @@ class LayerSpec:
     groups: int
     recurrence_chunk: int
     options: tuple[tuple[str, Any], ...] = ()
+    mlp_options: tuple[tuple[str, Any], ...] = ()
     over: Spread = Spread()  # noqa: RUF009, frozen
     extension: Extension = Extension()  # noqa: RUF009, frozen
 
@@ -55,6 +56,10 @@ class LayerSpec:
     def option(self, name: str) -> Any:
         """What a mixer alone has: a key of its `OPTIONS`, and of `model.options`."""
         return dict(self.options)[name]
+
+    def mlp_option(self, name: str) -> Any:
+        """What an MLP alone has: a key of its `OPTIONS`, and of `model.mlp_options`."""
+        return dict(self.mlp_options)[name]
 
     @property
     def attends(self) -> bool:

@@ -46,6 +46,11 @@ VARIANTS = {
         "model.embed_scale=5",
         "model.embed_norm=True",
     ],
+    "experts": [
+        "model.mlp=experts",
+        "model.hidden=24",
+        "model.mlp_options=count=5,top=2,normed=True,shared=12",
+    ],
     "pattern with a rest": [
         "model.depth=5",
         "model.pattern=attention,local,bare",
@@ -104,6 +109,7 @@ GRADIENTS = [
     if case[1] in ALONE and case[1] not in ("mamba-2", "mamba-3, many", "kda")
     else case
     for case in CASES
+    if case[1] != "experts"  # ragged_dot has no vmap, which jacobians are made by
 ]
 
 

@@ -62,6 +62,11 @@ MODELS = {
         "model.kinds.shared.options=rank=4,adapted=True",
         *on(fsdp=2, context=2, tensor=2),
     ],
+    "experts": [
+        "model.mlp=experts",
+        "model.mlp_options=count=5,top=2,normed=True,shared=8",
+        *on(fsdp=2, context=2, tensor=2),
+    ],
     "hybrid": [HYBRID, "model.window=9", *on(data=2, context=2, tensor=2)],
     **{
         f"mixer {name}": [
