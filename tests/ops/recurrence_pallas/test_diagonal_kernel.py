@@ -40,6 +40,7 @@ def by_token(a, b, h0, reset):
         ((1, 290, 24), jnp.float32),  # two tiles, the second one short
         ((1, 32, 1100), jnp.float32),  # two blocks of channels
         ((2, 40, 3, 5), jnp.float32),
+        ((1, 40, 5, 3), jnp.float32),
         ((1, 2), jnp.float32),
         ((1, 50, 40), jnp.bfloat16),
     ],

@@ -84,6 +84,17 @@ def test_bfloat16_has_states_in_float32():
         np.testing.assert_allclose(a, b, atol=1e-2 * float(jnp.abs(b).max()))
 
 
+def test_narrow_queries_and_wide_keys():
+    """As interventions give them: what is bfloat16 loses nothing to what is not."""
+    (q, k, v, l, S0), reset = case(20, 1, 2, 8, 16)
+    given = q.astype(jnp.bfloat16), k, v, l, S0
+    (y, S), (_, *gradients) = both(in_kernels, given, reset)
+    (want_y, want_S), (_, *wanted) = both(by_token, given, reset)
+    pairs = zip((y, S, *gradients), (want_y, want_S, *wanted), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
 def test_long_decays_and_a_document_in_each_token():
     """Decays of a chunk that sum up to hundreds overflow nothing and keep their digits."""
     (q, k, v, l, S0), reset = case(130, 1, 2, 8, 16, share=1.0)

@@ -66,7 +66,8 @@ def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Ar
 def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
     given, document, states = kept
     *found, d_G, d_S0 = _backward_call(tile, given, document, states, *d_out)
-    d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(given.q.dtype) for d in found[:2])
+    pairs = zip(found[:2], given[:2], strict=True)
+    d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(x.dtype) for d, x in pairs)
     shape = *d_G.shape[:-1], -1, tile.chunk
     d_log_decay = jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True)
     d_log_decay = d_log_decay.reshape(d_G.shape)
@@ -171,11 +172,15 @@ def _backward_call(
     blocks, rows = grid.shape[2], of_heads.shape[3]
     batch, groups, *token = given.q.shape
     # Parts of sums that are taken later are float32.
-    dtype = given.q.dtype if blocks == 1 else jnp.float32
-    d_q = jax.ShapeDtypeStruct((batch, groups, blocks, *token), dtype)
+    d_q, d_k = (
+        jax.ShapeDtypeStruct(
+            (batch, groups, blocks, *token), x.dtype if blocks == 1 else jnp.float32
+        )
+        for x in given[:2]
+    )
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     d_v = jax.ShapeDtypeStruct(given.v.shape, given.v.dtype)
-    out = [d_q, d_q, d_v, float32(of_heads.shape), float32(given.S0.shape)]
+    out = [d_q, d_k, d_v, float32(of_heads.shape), float32(given.S0.shape)]
     arrays = of_heads, given.q, given.k, given.v, states, d_y, d_last
     in_specs = [grid.known(rows), grid.q(), grid.q(), grid.v(), grid.entering(), grid.v()]
     d_q, d_k, d_v, d_known, d_S0 = pl.pallas_call(

@@ -187,6 +187,8 @@ def _turned(x: Ref) -> Array:
 
 def _dot(x: Array, y: Array, axes: tuple[int, int]) -> Array:
     """A product over one axis of each, summed in float32, and exact in it."""
+    if x.dtype != y.dtype:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return jax.lax.dot_general(
         x,
         y,
