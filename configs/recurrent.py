@@ -14,6 +14,8 @@
                three Gated DeltaNets to one layer of attention, the pattern of Qwen3-Next and
                OLMo-Hybrid, without their experts
     mamba3     Mamba-3 (2026, arXiv:2603.15569), with an MLP behind it, as its authors have it
+    mamba3_mimo
+               the same with two inputs and outputs for each head
     rwkv6, rwkv7
                RWKV's time mixing and channel mixing by turns (arXiv:2404.05892, 2503.14456)
     zamba2     Mamba-2, and in front of every third layer a use of one of two blocks of attention
@@ -25,6 +27,8 @@
                arXiv:2406.07522)
     jamba      eight layers, the fifth of them attention without positions, the others Mamba with
                norms inside (Lieber et al., 2024, arXiv:2403.19887), with MLPs in place of experts
+    jamba_experts
+               the same with four experts in every second layer, of which a token takes two
 
 0.9M parameters each, 8.2M tokens. None has been trained to the end yet.
 """
@@ -101,6 +105,22 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "model.kinds.whole.positions=nope",
         "model.kinds.whole.kv_heads=2",
     ),
+    "jamba_experts": (
+        "model.depth=8",
+        "model.pattern=mamba,many,mamba,many,whole,many,mamba,many",
+        "model.hidden=144",
+        *(
+            f"model.kinds.{name}.{key}"
+            for name in ("mamba", "many")
+            for key in ("mixer=mamba1", "state=16", "expand=1", "options=normed=True")
+        ),
+        "model.kinds.many.mlp=experts",
+        "model.kinds.many.hidden=24",
+        "model.kinds.many.mlp_options=count=4,top=2",
+        "model.kinds.whole.mixer=attention",
+        "model.kinds.whole.positions=nope",
+        "model.kinds.whole.kv_heads=2",
+    ),
     "griffin": (
         "model.depth=6",
         "model.pattern=rglru,rglru,local",
@@ -117,6 +137,12 @@ SHAPES: dict[str, tuple[str, ...]] = {
         for name in ("retnet", "gla", "gated_deltanet", "mlstm")
     },
     "mamba3": (*MATRIX, "model.pattern=mamba3", "model.hidden=256"),
+    "mamba3_mimo": (
+        *MATRIX,
+        "model.pattern=mamba3",
+        "model.hidden=240",
+        "model.options=rank=2",
+    ),
     **{
         name: (
             "model.depth=8",

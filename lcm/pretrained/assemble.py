@@ -68,9 +68,9 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
     Raises:
         ConfigError: for what the decoder does not have.
     """
-    check_foreign(hf)
+    check_foreign(hf, family.has)
     plain = family.plain(hf)
-    check_foreign(plain)
+    check_foreign(plain, family.has)
     cfg = config.base()
     for key, value in family.read(plain).items():
         if key in ("positions", "kinds"):
@@ -150,34 +150,39 @@ def _head(family: Family) -> str:
 
 
 def _placed(
-    source: Source, names: dict[str, str], leaf: Leaf, place: Sharding, dtype: np.dtype
+    source: Source, names: dict[str, str], leaf: Leaf, where: Sharding, dtype: np.dtype
 ) -> jax.Array:
     """A parameter on its devices: each tensor is read once, into every shard that has a part."""
-    indices = place.addressable_devices_indices_map(leaf.shape).values()
+    indices = where.addressable_devices_indices_map(leaf.shape).values()
     shards = {span: _aligned(span, dtype) for span in {_span(index, leaf) for index in indices}}
-    for layer, name in enumerate(leaf.names):
-        into = [(span, out) for span, out in shards.items() if layer in range(*span[0])]
+    for name, place in leaf.places():
+        into = [(_within(place, span), span, out) for span, out in shards.items()]
+        into = [each for each in into if each[0] is not None]
         if not into:  # those of another host
             continue
         # Converted as it lies: through a transpose that takes half as long again.
         if name not in names:  # one of `Family.unused`
-            for ((first, _), *_), out in into:
-                out[layer - first] = 0
+            for at, _, out in into:
+                out[at] = 0
             continue
         tensor = source.read(names[name]).astype(dtype, copy=False)
         own = leaf.weight.form.split(tensor, leaf.sizes, leaf.layer)[leaf.part]
-        for ((first, _), *within), out in into:
-            out[layer - first] = own[tuple(slice(*span) for span in within)]
-    shape = lambda out: out if leaf.stacked else out[0]  # noqa: E731
-    return jax.make_array_from_callback(
-        leaf.shape, place, lambda index: shape(shards[_span(index, leaf)])
-    )
+        for at, span, out in into:
+            out[at] = own[tuple(slice(*bounds) for bounds in span[leaf.stacked :])]
+    return jax.make_array_from_callback(leaf.shape, where, lambda index: shards[_span(index, leaf)])
 
 
 def _span(index: tuple[slice, ...], leaf: Leaf) -> Span:
-    """Start and end of a shard along each axis, that of the layers first; one if there is none."""
-    bounds = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
-    return bounds if leaf.stacked else ((0, 1), *bounds)
+    """Start and end of a shard along each axis, the leading ones first."""
+    return tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+
+
+def _within(place: tuple[int, ...], span: Span) -> tuple[int, ...] | None:
+    """The place within a shard, if it lies there."""
+    leading = span[: len(place)]
+    if all(at in range(*bounds) for at, bounds in zip(place, leading, strict=True)):
+        return tuple(at - first for at, (first, _) in zip(place, leading, strict=True))
+    return None
 
 
 def _aligned(span: Span, dtype: np.dtype) -> np.ndarray:

@@ -170,7 +170,7 @@ def _write_weights(folder: pathlib.Path, leaves: dict[str, Leaf], params: Any, d
     from safetensors.numpy import save_file
 
     flat = {parallel.path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    parts = {name: (paths, layer) for name, paths, layer in tensors(leaves)}
+    parts = {name: (paths, place) for name, paths, place in tensors(leaves)}
     sizes = {n: math.prod(s) * DTYPES[dtype].itemsize for n, s in tensor_shapes(leaves).items()}
     shards = _shards(sizes)
     files = [WEIGHTS] if len(shards) == 1 else [_shard(i, len(shards)) for i in range(len(shards))]
@@ -200,10 +200,14 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def _tensor(
-    flat: dict[str, Any], leaves: dict[str, Leaf], paths: tuple[str, ...], layer: int, dtype: str
+    flat: dict[str, Any],
+    leaves: dict[str, Leaf],
+    paths: tuple[str, ...],
+    place: tuple[int, ...],
+    dtype: str,
 ) -> np.ndarray:
     """A tensor of theirs from the parameters it joins."""
-    ours = [np.asarray(flat[at][layer] if leaves[at].stacked else flat[at]) for at in paths]
+    ours = [np.asarray(flat[at][place]) for at in paths]
     leaf = leaves[paths[0]]
     joined = leaf.weight.form.join(ours, leaf.layer)
     return np.ascontiguousarray(joined.astype(DTYPES[dtype]))

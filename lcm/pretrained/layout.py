@@ -20,8 +20,8 @@ Homes = dict[tuple[str, bool, str], tuple[Weight, int]]
 class Leaf(NamedTuple):
     """A parameter of ours and the tensors it is made of.
 
-    names: of tensors; one for each layer along the leading axis, or the only one.
-    stacked: whether there is such an axis.
+    names: of tensors, in the order of their places along the leading axes; or the only one.
+    stacked: how many such axes there are: one of layers, and perhaps one of experts.
     part: which of the weight's paths it is.
     sizes: the last axes of all of them.
     layer: the one it is of, or the first.
@@ -29,11 +29,15 @@ class Leaf(NamedTuple):
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
-    stacked: bool
+    stacked: int
     weight: Weight
     part: int
     sizes: tuple[int, ...]
     layer: LayerSpec
+
+    def places(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Each tensor's name, and where it lies along the leading axes."""
+        return zip(self.names, np.ndindex(self.shape[: self.stacked]), strict=True)
 
 
 def layout(family: Family, spec: ModelSpec) -> dict[str, Leaf]:
@@ -72,10 +76,11 @@ def _leaf(
     weight, part = homes[key]
     siblings = [shapes[prefix + at] for at in weight.paths]
     layers = range(kind, spec.depth, len(spec.layers)) if stacked else [kind]
+    experts = range(shapes[name][1] if "{e}" in weight.name else 1)
     return Leaf(
         shape=shapes[name],
-        names=tuple(weight.name.format(**places[n]) for n in layers),
-        stacked=stacked,
+        names=tuple(weight.name.format(**places[n], e=e) for n in layers for e in experts),
+        stacked=stacked + ("{e}" in weight.name),
         weight=weight,
         part=part,
         sizes=tuple(shape[-1] for shape in siblings),
@@ -102,12 +107,12 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def tensors(leaves: dict[str, Leaf]) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """Every tensor: its name, the paths of ours in it, and its place among the stacked layers."""
+def tensors(leaves: dict[str, Leaf]) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """Every tensor: its name, the paths of ours in it, and its place along the leading axes."""
     for at, leaf in leaves.items():
         if leaf.part == 0:
             prefix = at.removesuffix(leaf.weight.paths[0])
-            for place, name in enumerate(leaf.names):
+            for name, place in leaf.places():
                 yield name, tuple(prefix + p for p in leaf.weight.paths), place
 
 

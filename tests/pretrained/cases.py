@@ -49,7 +49,15 @@ def recurrent(kind: str, **keys: Any) -> dict[str, Any]:
 def delta(kind: str, **keys: Any) -> dict[str, Any]:
     sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16}
     heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 12}
-    return model(kind, num_hidden_layers=3, layer_types=MIXED, **sizes, **heads, **keys)
+    layers = {"num_hidden_layers": 3, "layer_types": MIXED}
+    return model(kind, **{**layers, **sizes, **heads, **keys})
+
+
+def jamba(**keys: Any) -> dict[str, Any]:
+    """Mamba, attention, Mamba; experts in every second layer, the first of them."""
+    turns = {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_offset": 0}
+    own = {"expert_layer_period": 2, "mamba_d_state": 4, "num_hidden_layers": 3}
+    return model("jamba", **{**own, **turns, **keys})
 
 
 def zamba(*names: str, **keys: Any) -> dict[str, Any]:
@@ -155,6 +163,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **rope("default"),
     ),
     "qwen3_next": delta("qwen3_next", num_experts=0, hidden_size=48, **rope("default")),
+    "qwen3_next, experts": delta(
+        "qwen3_next",
+        num_hidden_layers=2,
+        layer_types=MIXED[:2],
+        hidden_size=48,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+        **rope("default"),
+    ),
+    "jamba": jamba(num_experts=1),
+    "jamba, experts": jamba(num_experts=4),
     "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
 }
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.

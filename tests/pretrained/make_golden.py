@@ -28,7 +28,7 @@ def reference(name: str):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(cases.tensor(_stored(name, key), parameter.shape)))
+            parameter.copy_(torch.from_numpy(_filled(_stored(name, key), parameter.shape)))
     return model.eval()
 
 
@@ -44,6 +44,22 @@ def _stored(name: str, key: str) -> str:
     """The name that a file has for a parameter."""
     neox = cases.CONFIGS[name]["model_type"] == "gpt_neox"
     return key.replace("lm_head.", "embed_out.") if neox else key
+
+
+HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter's tensor; of all experts from those of each, which files have."""
+    if ".experts." not in key:
+        return cases.tensor(key, shape)
+    home, _, what = key.rpartition(".")
+    halves, (count, rows, columns) = HALVES[what], shape
+    size = rows // len(halves), columns
+    tensors = [
+        [cases.tensor(f"{home}.{e}.{half}.weight", size) for half in halves] for e in range(count)
+    ]
+    return np.stack([np.concatenate(each) for each in tensors])
 
 
 def computed(name: str) -> tuple[np.ndarray, dict[str, list[int]]]:

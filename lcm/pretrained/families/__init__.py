@@ -6,6 +6,7 @@ from lcm.errors import ConfigError
 from lcm.pretrained.families.alibi import BLOOM, MPT
 from lcm.pretrained.families.base import Family
 from lcm.pretrained.families.gemma import GEMMA2, GEMMA3
+from lcm.pretrained.families.jamba import JAMBA
 from lcm.pretrained.families.llama import LLAMA
 from lcm.pretrained.families.mamba import MAMBA, MAMBA2
 from lcm.pretrained.families.neox import GPT_NEOX
@@ -17,7 +18,7 @@ from lcm.pretrained.families.rwkv7 import RWKV7
 from lcm.pretrained.families.zamba import ZAMBA2
 
 FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT, MAMBA, MAMBA2)
-FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV7, ZAMBA2)
+FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV7, ZAMBA2, JAMBA)
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
 ENCODERS = ("t5", "mt5", "umt5", "longt5")
 

@@ -68,8 +68,8 @@ BY_KEY_HEAD = Form(
 class Weight(NamedTuple):
     """A tensor of theirs and what it is of ours.
 
-    name: with `{n}` for the number of the layer, or `{pair}` where two of ours are one of theirs,
-        or what else `Family.places` has.
+    name: with `{n}` for the number of the layer, `{pair}` where two of ours are one of theirs, or
+        what else `Family.places` has; `{e}` for the number of an expert.
     paths: of ours, below a layer where the name has a number; several where the form joins them.
     mixer: of the layers that it is for, where others have another tensor for the same path;
         `blocks` of what layers share, whose paths lie below a block.
@@ -116,6 +116,7 @@ class Family(NamedTuple):
     renamed: patterns of names that other tools or versions write, and what stands for them here.
     harmless: patterns of tensors that a file may have and the model needs not.
     unused: patterns of tensors that files need not have, of parameters without an effect.
+    has: keys of FOREIGN that it has.
     places: what each layer of ours has for the braces of names; a block has its first use's.
     """
 
@@ -127,6 +128,7 @@ class Family(NamedTuple):
     renamed: tuple[tuple[str, str], ...] = ()
     harmless: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
     places: Callable[[ModelSpec], list[Config]] = in_order
 
     def plain(self, hf: Config) -> Config:
@@ -154,14 +156,14 @@ FOREIGN = (
 )
 
 
-def check_foreign(hf: Config) -> None:
-    """Refuses keys that ask for what the decoder does not have.
+def check_foreign(hf: Config, has: tuple[str, ...] = ()) -> None:
+    """Refuses keys that ask for what the decoder does not have, but for those that a family has.
 
     Raises:
         ConfigError: naming the key and its value.
     """
     for key in FOREIGN:
-        if hf.get(key):
+        if hf.get(key) and key not in has:
             shown = "..." if isinstance(hf[key], dict) else hf[key]
             raise ConfigError(
                 f"{key}={shown} asks for what the decoder does not have: take a checkpoint "

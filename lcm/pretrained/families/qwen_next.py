@@ -1,4 +1,7 @@
-"""Qwen3-Next and Qwen 3.5: Gated DeltaNet with a layer of gated attention in four; no experts."""
+"""Qwen3-Next and Qwen 3.5: Gated DeltaNet with a layer of gated attention in four.
+
+Qwen3-Next has experts in all layers, or in none; Qwen 3.5 is its form without.
+"""
 
 from typing import Any
 
@@ -31,8 +34,27 @@ IMAGES = "mrope_section", "mrope_interleaved"
 
 
 def read_next(hf: Config) -> dict[str, Any]:
-    need(hf, "num_experts", 0)
-    return read(hf)
+    count = need(hf, "num_experts")
+    if not count:
+        return read(hf)
+    need(hf, "decoder_sparse_step", 1)
+    if hf["mlp_only_layers"]:
+        raise ConfigError(
+            f"mlp_only_layers={hf['mlp_only_layers']} has layers without experts, which releases "
+            "have not: take a checkpoint with experts in all layers or in none"
+        )
+    options = {
+        "count": count,
+        "top": need(hf, "num_experts_per_tok"),
+        "normed": bool(need(hf, "norm_topk_prob")),
+        "shared": need(hf, "shared_expert_intermediate_size"),
+    }
+    return {
+        **read(hf),
+        "mlp": "experts",
+        "hidden": need(hf, "moe_intermediate_size"),
+        "mlp_options": ",".join(f"{name}={value}" for name, value in options.items()),
+    }
 
 
 def read(hf: Config) -> dict[str, Any]:
@@ -86,7 +108,17 @@ def _rotated(hf: Config) -> Config:
 
 
 def write_next(spec: ModelSpec, length: int) -> Config:
-    return {"model_type": "qwen3_next", **_to_hf(spec, length), "num_experts": 0}
+    hf, layer = {"model_type": "qwen3_next", **_to_hf(spec, length)}, spec.layers[0]
+    if layer.mlp != "experts":
+        return {**hf, "num_experts": 0}
+    return {
+        **hf,
+        "num_experts": layer.mlp_option("count"),
+        "num_experts_per_tok": layer.mlp_option("top"),
+        "norm_topk_prob": layer.mlp_option("normed"),
+        "shared_expert_intermediate_size": layer.mlp_option("shared"),
+        "moe_intermediate_size": layer.hidden,
+    }
 
 
 def write_qwen3_5(spec: ModelSpec, length: int) -> Config:
@@ -161,17 +193,41 @@ DEFAULTS = {
     "linear_num_value_heads": 32,
     "tie_word_embeddings": False,
 }
+MLP, HALVES = f"{LAYER}.mlp", ("gate", "up", "down")
+EXPERTS = (
+    Weight(f"{MLP}.gate.weight", ("mlp/router",), LINEAR),
+    Weight(f"{MLP}.shared_expert_gate.weight", ("mlp/shared_gate",), LINEAR),
+    *(
+        Weight(f"{MLP}.shared_expert.{name}_proj.weight", (f"mlp/shared/{name}",), LINEAR)
+        for name in HALVES
+    ),
+    *(
+        Weight(f"{MLP}.experts.{{e}}.{name}_proj.weight", (f"mlp/expert_{name}",), LINEAR)
+        for name in HALVES
+    ),
+)
 QWEN3_NEXT = Family(
     types={"qwen3_next": "Qwen3NextForCausalLM"},
     read=read_next,
     write=write_next,
-    defaults={**DEFAULTS, "num_experts": 512},
+    defaults={
+        **DEFAULTS,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
     weights=(
         *SHARED,
+        *EXPERTS,
         _linear("in_proj_qkvz", BY_KEY_HEAD, "q", "k", "v", "z"),
         _linear("in_proj_ba", BY_KEY_HEAD, "beta", "a"),
     ),
     harmless=(llama.ROTATIONS, r"^mtp\."),
+    has=("num_experts",),
 )
 QWEN3_5 = Family(
     types={"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForConditionalGeneration"},
