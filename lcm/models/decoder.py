@@ -12,6 +12,7 @@ from lcm import nn
 from lcm.errors import ConfigError
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import Functional, functional
+from lcm.nn.rwkv import Place
 from lcm.nn.shared import ASIDE, BLOCK, EMBEDDING
 from lcm.nn.shared import block as shared_block
 from lcm.ops.placed import placed
@@ -66,8 +67,8 @@ def init(spec: ModelSpec, key: jax.Array) -> Params:
     if positions:
         params["positions"] = positions
     params["layers"] = {
-        str(i): jax.vmap(block(layer).init)(jax.random.split(next(keys), spec.count(i)))
-        for i, layer in enumerate(spec.layers)
+        str(i): _init_layers(spec, i, jax.random.split(next(keys), spec.count(i)))
+        for i in range(len(spec.layers))
     }
     blocks = {str(layer.option("block")): layer for layer in spec.layers if layer.shares}
     if blocks:
@@ -76,6 +77,23 @@ def init(spec: ModelSpec, key: jax.Array) -> Params:
             for name, layer in blocks.items()
         }
     return params
+
+
+def _init_layers(spec: ModelSpec, kind: int, keys: jax.Array) -> Params:
+    """Layers of a kind; of mixers whose initial values differ from layer to layer, each its own.
+
+    Kinds with one mixer count its layers together, as they stand in the model.
+    """
+    layer = spec.layers[kind]
+    params, mixer = jax.vmap(block(layer).init)(keys), nn.MIXERS[layer.mixer]
+    if not hasattr(mixer, "initial"):
+        return params
+    alike = [n for n in range(spec.depth) if spec.layers[n % len(spec.layers)].mixer == layer.mixer]
+    numbers = [at for at, n in enumerate(alike) if n % len(spec.layers) == kind]
+    at = jnp.array(numbers, jnp.float32)
+    places = Place(at / max(len(alike) - 1, 1), at / len(alike))
+    own = jax.vmap(lambda place: mixer.initial(layer, place))(places)
+    return {**params, "mixer": {**params["mixer"], **own}}
 
 
 def apply(

@@ -1,6 +1,6 @@
 """What RWKV-6 and RWKV-7 share: a token mixed with the one before it, and channel mixing."""
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,31 @@ from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
 
 NORM_EPS = 64e-5  # of the norm by head
-# Initial values differ from layer to layer in the releases; here they are those of the middle one.
-MIDDLE = 0.5
 
 
-def mix(width: int, power: float, less: float = 0.0) -> nnx.Param:
+class Place(NamedTuple):
+    """Where a layer stands among those of its kind, by which its initial values differ.
+
+    share: n / (L - 1), from 0 in the first layer to 1 in the last.
+    start: n / L, which is less than 1 in the last.
+    """
+
+    share: Array | float
+    start: Array | float
+
+
+MIDDLE = Place(0.5, 0.5)  # that of a layer by itself
+
+
+def mix(width: int, power: Array | float) -> Array:
     """Shares of the token before, `[D]`: 1 in the first channel and less in each that follows."""
-    return nnx.Param(1 - (jnp.arange(width) / width) ** (power * (1 - MIDDLE)) - less * MIDDLE)
+    return 1 - (jnp.arange(width) / width) ** power
+
+
+def set_initial(mixer: nnx.Module, values: dict[str, Array]) -> None:
+    """Makes the parameters of a layer that differ from layer to layer."""
+    for name, value in values.items():
+        setattr(mixer, name, nnx.Param(value))
 
 
 def orthogonal(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
@@ -44,12 +62,16 @@ class _ChannelMix(RecurrentMixer):
     """Two matrices of `hidden` channels, or 4 D; the only state is the last token."""
 
     NAMES: ClassVar[tuple[str, ...]]
-    POWER: ClassVar[float]
+    POWER: ClassVar[int]
+
+    @classmethod
+    def initial(cls, spec: LayerSpec, at: Place) -> dict[str, Array]:
+        """Initial values that depend on the layer, by parameter."""
+        return {f"mix_{name}": mix(spec.width, (1 - at.start) ** cls.POWER) for name in cls.NAMES}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, hidden = spec, spec.width, _hidden(spec)
-        for name in self.NAMES:
-            setattr(self, f"mix_{name}", mix(width, self.POWER))
+        set_initial(self, self.initial(spec, MIDDLE))
         self.k = orthogonal(rngs, width, hidden)
         self.out = zeros(hidden, width)
 
@@ -87,7 +109,7 @@ class RWKV7Channels(_ChannelMix):
     """
 
     NAMES = ("k",)
-    POWER = (1 - MIDDLE) ** 3
+    POWER = 4
 
 
 class RWKV6Channels(_ChannelMix):
@@ -97,7 +119,7 @@ class RWKV6Channels(_ChannelMix):
     """
 
     NAMES = ("k", "r")
-    POWER = 1.0
+    POWER = 1
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)

@@ -8,10 +8,21 @@ from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
 from lcm.nn.recurrent import RecurrentState, entered, moved
-from lcm.nn.rwkv import MIDDLE, NORM_EPS, TimeMix, mix, mixed, orthogonal, ramp, zeros
+from lcm.nn.rwkv import (
+    MIDDLE,
+    NORM_EPS,
+    Place,
+    TimeMix,
+    mix,
+    mixed,
+    orthogonal,
+    ramp,
+    set_initial,
+    zeros,
+)
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix_before
-from lcm.types import Context, Hidden
+from lcm.types import Array, Context, Hidden
 
 MIX_RANK, DECAY_RANK = 32, 64  # of releases up to 7B
 NAMES = "wkvrg"
@@ -36,22 +47,30 @@ class RWKV6(TimeMix):
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
         keys = spec.heads * spec.state
-        for name, power in zip("xwkvrg", (1, 1, 1, 1, 0.5, 0.5), strict=True):
-            setattr(self, f"mix_{name}", mix(width, power, less=0.3 * (name == "v")))
+        set_initial(self, self.initial(spec, MIDDLE))
         self.mix_down = zeros(width, len(NAMES) * MIX_RANK)
         self.mix_up = _small_values(rngs, len(NAMES), MIX_RANK, width)
         self.decay_down = zeros(width, DECAY_RANK)
         self.decay_up = _small_values(rngs, DECAY_RANK, keys)
-        self.decay_bias = nnx.Param(-6 + 5 * ramp(keys) ** (0.7 + 1.3 * MIDDLE))
-        wave = (jnp.arange(1, keys + 1) % 3 - 1) * 0.1
-        bonus = MIDDLE * (1 - ramp(keys)) + wave
-        self.bonus = nnx.Param(bonus.reshape(spec.heads, spec.state))
         self.r = orthogonal(rngs, width, keys)
         self.k = orthogonal(rngs, width, keys, 0.1)
         self.v = orthogonal(rngs, width, inner)
         self.g = orthogonal(rngs, width, inner, 0.1)
         self.out = zeros(inner, width)
         self.head_norm = LayerNorm((spec.heads, spec.head_size), NORM_EPS)
+
+    @staticmethod
+    def initial(spec: LayerSpec, at: Place) -> dict[str, Array]:
+        """Initial values that depend on the layer, by parameter."""
+        keys = spec.heads * spec.state
+        powers = zip("xwkvrg", (1, 1, 1, 1, 0.5, 0.5), strict=True)
+        values = {f"mix_{n}": mix(spec.width, power * (1 - at.start)) for n, power in powers}
+        values["mix_v"] -= 0.3 * at.share
+        wave = (jnp.arange(1, keys + 1) % 3 - 1) * 0.1
+        bonus = at.share * (1 - ramp(keys)) + wave
+        values["bonus"] = bonus.reshape(spec.heads, spec.state)
+        values["decay_bias"] = -6 + 5 * ramp(keys) ** (0.7 + 1.3 * at.share)
+        return values
 
     def __call__(
         self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict

@@ -11,7 +11,18 @@ from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.norm import LayerNorm
 from lcm.nn.recurrent import RecurrentState, entered, moved
-from lcm.nn.rwkv import MIDDLE, NORM_EPS, TimeMix, mix, mixed, orthogonal, ramp, zeros
+from lcm.nn.rwkv import (
+    MIDDLE,
+    NORM_EPS,
+    Place,
+    TimeMix,
+    mix,
+    mixed,
+    orthogonal,
+    ramp,
+    set_initial,
+    zeros,
+)
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
 
@@ -46,8 +57,7 @@ class RWKV7(TimeMix):
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
         keys, place = spec.heads * spec.state, ramp(spec.heads * spec.state)
-        for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
-            setattr(self, f"mix_{name}", mix(width, power))
+        set_initial(self, self.initial(spec, MIDDLE))
         self.r = orthogonal(rngs, width, keys)
         self.k = orthogonal(rngs, width, keys, 0.1)
         self.v = orthogonal(rngs, width, inner)
@@ -58,13 +68,21 @@ class RWKV7(TimeMix):
             setattr(self, f"{name}_up", orthogonal(rngs, rank, out, 0.1))
         self.gate_down = orthogonal(rngs, width, rank_of(spec, "gate"), 0.1)  # or all would be shut
         zigzag = _zigzag(spec)
-        self.decay_bias = nnx.Param(-5.5 + 6 * place ** (1 + MIDDLE**0.3) + 2.5 * zigzag)
         self.rate_bias = nnx.Param(-0.19 + 0.3 * zigzag + 0.4 * (place - 0.5))
         self.value_bias = nnx.Param(0.73 - 0.4 * (ramp(inner) - 0.5))
         self.erase_scale = nnx.Param(0.71 - 0.1 * (place - 0.5))
         self.key_rate = nnx.Param(jnp.full(keys, 1.02))
         self.bonus = nnx.Param(jnp.full((spec.heads, spec.state), -0.04))
         self.head_norm = LayerNorm((spec.heads, spec.head_size), NORM_EPS)
+
+    @staticmethod
+    def initial(spec: LayerSpec, at: Place) -> dict[str, Array]:
+        """Initial values that depend on the layer, by parameter."""
+        powers = zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True)
+        values = {f"mix_{n}": mix(spec.width, power * (1 - at.start)) for n, power in powers}
+        decay = 6 * ramp(spec.heads * spec.state) ** (1 + at.share**0.3)
+        values["decay_bias"] = -5.5 + decay + 2.5 * _zigzag(spec)
+        return values
 
     def __call__(
         self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict

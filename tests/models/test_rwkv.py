@@ -137,3 +137,32 @@ def test_ranks_and_initial_values_are_those_of_the_releases(tiny):
     r = np.asarray(own["r"][0])
     np.testing.assert_allclose(r.T @ r, np.eye(r.shape[1]), atol=1e-5)
     assert MIXERS["rwkv7"].state_bytes(models.spec(cfg).layers[0], 4) == 0
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "rwkv7"])
+def test_initial_values_differ_from_layer_to_layer(tiny, name):
+    """By the formulas of the releases, of three layers; and of one that comes by two kinds."""
+    keys = [f"model.pattern={name},{name}_channels", "model.mlp=none", "model.depth=6"]
+
+    def made(keys, kind, count):
+        many = jax.random.split(jax.random.key(0), count)
+        return models.decoder._init_layers(models.spec(tiny(*keys)), kind, many)["mixer"]
+
+    time, channels = made(keys, 0, 3), made(keys, 1, 3)
+    i, n = np.arange(32) / 32, np.arange(3)[:, None]
+    channel = np.arange(time["decay_bias"].shape[1]) / (time["decay_bias"].shape[1] - 1)
+    if name == "rwkv6":
+        np.testing.assert_allclose(time["mix_r"], 1 - i ** (0.5 * (1 - n / 3)), atol=1e-5)
+        decay = -6 + 5 * channel ** (0.7 + 1.3 * n / 2)
+        np.testing.assert_allclose(time["decay_bias"], decay, atol=1e-5)
+        np.testing.assert_allclose(channels["mix_k"], 1 - i ** (1 - n / 3), atol=1e-5)
+    else:
+        np.testing.assert_allclose(time["mix_r"], 1 - i ** (0.2 * (1 - n / 3)), atol=1e-5)
+        ramps = 6 * channel ** (1 + (n / 2) ** 0.3)
+        rest = np.asarray(time["decay_bias"]) - ramps  # the same in all layers
+        np.testing.assert_allclose(rest, np.broadcast_to(rest[0], rest.shape), atol=1e-5)
+        np.testing.assert_allclose(channels["mix_k"], 1 - i ** ((1 - n / 3) ** 4), atol=1e-5)
+    twice = [keys[0] + f",{name},{name}_channels", *keys[1:]]
+    first, second = made(twice, 0, 2)["mix_r"], made(twice, 2, 1)["mix_r"]
+    np.testing.assert_array_equal(first, time["mix_r"][::2])
+    np.testing.assert_array_equal(second, time["mix_r"][1:2])
