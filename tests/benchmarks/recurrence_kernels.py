@@ -31,11 +31,13 @@ Measured with jax 0.10.2, libtpu 0.0.42.1, millions of cycles:
          matrix float32       14.6  49,877         192     6.2  1,525          288
          matrix bfloat16      11.7  31,205          96     4.2    797          168
 
-Bundles of a turn, forward and backward: of a vector of 2560 channels 492 and 527 on v5e, 407 and 487
-on v5p, 573 and 560 on v6e; of a matrix in float32 3872 and 8160, 3891 and 8182, 3345 and 6856, in
-bfloat16 2549 and 4839, 2699 and 4862, 2190 and 4034. Where there is no figure none was taken.
+Bundles of a turn, forward and backward, where there is no figure none was taken:
 
-Kernels win everywhere that was compared, in cycles 2.4 to 18 times. They keep more: chunks are of
+    vector of 2560    v5e 492 and 527      v5p 407 and 487      v6e 573 and 560
+    matrix float32    v5e 3872 and 8160    v5p 3891 and 8182    v6e 3345 and 6856
+    matrix bfloat16   v5e 2549 and 4839    v5p 2699 and 4862    v6e 2190 and 4034
+
+Kernels win everywhere that was compared, in cycles 2.4 to 17.5 times. They keep more: chunks are of
 128 tokens, whose states are twice as many, and each block of 512 channels has its own part of the
 gradients of q and k.
 
