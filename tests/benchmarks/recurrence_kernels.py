@@ -3,14 +3,14 @@
 No TPU is needed:
 
     pip install 'jax[tpu]'
-    JAX_PLATFORMS=cpu python tests/benchmarks/recurrence_kernels.py       # half an hour on two cores
+    JAX_PLATFORMS=cpu python tests/benchmarks/recurrence_kernels.py     # half an hour on two cores
     ... --topologies v6e:2x2 --only "matrix b" --sides kernels
 
 One row, forward and all gradients: `op_diag` of RG-LRU in float32, and `op_matrix` of Mamba-2 with
 24 heads of 64 that share q and k of 128, 16,384 tokens. XLA is in chunks of 256.
 
     cycles       XLA's own estimates, loops applied. Of kernels all bundles for each turn of their
-                 loop, those outside of it too, so at most that, and XLA's estimate of what is beside
+                 loop, those outside of it too, so at most that; and XLA's for what is beside
     MiB          XLA reads and writes, loops applied, each operand once an operation
     temporaries  MiB
 
