@@ -1,5 +1,6 @@
 """The experiments on recurrent models at a tiny scale: whole, and nothing twice."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -39,12 +40,11 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
     found = json.loads(result)
     if name == "recurrent_length":
         assert {"from nothing", "zero", "passed", "window T", "norms held"} <= set(found["mamba2"])
-        assert "passed" in found["lru, last 2 pairs"] and "Accuracy at 2-4 T" in page
+        assert "Accuracy at 2-4 T after more training" in page
         tables = (tmp_path / "tables.md").read_text()
-        assert "| mamba2 |" in tables and tables.count("\n| --- ") == 5
-        kinds = [one for study in found.values() for one in study.values()]
+        assert "| mamba2 |" in tables and tables.count("\n| --- ") == 4
         assert {len(one) for one in found["mamba2"].values()} == {2}  # seeds
-        found = dict(enumerate(one for kind in kinds for one in kind))
+        found = dict(enumerate(one for kind in found["mamba2"].values() for one in kind))
     for one in found.values():
         values = one["accuracy"]
         assert all(0 <= x <= 1 for x in (values.values() if name == "mqar" else values))
@@ -67,6 +67,22 @@ def test_compression_whole_and_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(decoder, "init", _fail)
     reproduce.run("compression", tmp_path, "tiny")
     assert json.loads((tmp_path / "results.json").read_text()) == found
+
+
+def test_what_is_refused_is_told_from_what_has_not_been_run():
+    spec = importlib.util.spec_from_file_location(
+        "recurrent_length_tables", reproduce.FOLDER / "recurrent_length" / "experiment.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {"from nothing": [{"accuracy": [1.0, 0.25]}, {"accuracy": [1.0, 0.5]}]}
+    names = ["from nothing", "passed", "step 1/2", "norms held", "window T"]
+    line = module.at_the_end(module.Study("rwkv7"), found, names)
+    assert line == ["rwkv7", "0.375", "–", "refused", "–", "refused"]
+    near = module.Study("mamba2", 1, 12)
+    assert near.name == "mamba2, last 12 pairs" and near.folder == "mamba2_12"
+    assert module.possible(near) == []
+    assert {"window T", module.DECIMATED} <= set(module.possible(module.Study("mamba2")))
 
 
 def test_one_seed_has_no_axis_of_its_own():

@@ -93,7 +93,7 @@ OTHERS = (
 WINDOWED = MAMBA2._replace(window=12), Study("gla", window=12), Study("gated_deltanet", window=12)
 STUDIES = MAMBA2, *map(Study, OTHERS), *WINDOWED
 CPU = Scale(STUDIES, 16, 32, 32, 64, 4, 32, 16, 700, 100, 16)
-TINY = Scale((Study("mamba2", 2), Study("lru", 1, 2)), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
+TINY = Scale((Study("mamba2", 2),), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
 
 
 def config_of(sizes: Scale, mixer: str, steps: int, *keys: str) -> ConfigDict:
