@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/lcm reproduce quickstart
 
 test: $(VENV)/.tested
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
