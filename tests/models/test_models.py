@@ -152,7 +152,7 @@ def test_state_bytes_by_hand(tiny):
         (["model.depth=0"], "model.depth=0 must be at least 1"),
         (["model.biases=out"], "model.biases='out' is unknown: choose from none, qkv, attention"),
         (["model.norm=batch"], "model.norm='batch' is unknown: choose from rms, layer"),
-        (["model.mlp=relu"], "model.mlp='relu' is unknown: choose from swiglu, geglu, gelu"),
+        (["model.mlp=relu"], "model.mlp='relu' is unknown: choose from swiglu, geglu, geglu_exact"),
         (["model.score_scale=-1"], "model.score_scale=-1.0 is negative"),
         (["model.embed_scale=0"], "model.embed_scale=0.0 leaves nothing"),
         (["model.window=-1"], "model.window=-1 is negative"),
