@@ -77,8 +77,8 @@ def test_what_is_refused_is_told_from_what_has_not_been_run():
     spec.loader.exec_module(module)
     found = {"from nothing": [{"accuracy": [1.0, 0.25]}, {"accuracy": [1.0, 0.5]}]}
     names = ["from nothing", "passed", "step 1/2", "norms held", "window T"]
-    line = module.at_the_end(module.Study("rwkv7"), found, names)
-    assert line == ["rwkv7", "0.375", "–", "refused", "–", "refused"]
+    line = module.at_the_end(module.Study("rwkv7_channels"), found, names)
+    assert line == ["rwkv7_channels", "0.375", "–", "refused", "–", "refused"]
     near = module.Study("mamba2", 1, 12)
     assert near.name == "mamba2, last 12 pairs" and near.folder == "mamba2_12"
     assert module.possible(near) == []
