@@ -24,7 +24,7 @@ from lcm.data.stdlib import StandardLibrary
 from lcm.models import compression, decoder
 from lcm.models.compression import Asked, CompressionSpec, Task
 from lcm.ops.losses import cross_entropy
-from lcm.report.tables import Table, number
+from lcm.report.tables import Table, markdown, number
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -64,7 +64,9 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         results[name] = studied(sizes, name, workdir / f"{name.replace(', ', '_')}.json")
         write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     shown = tables(sizes, results)
-    write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
+    write_text(
+        workdir / "tables.md", "\n".join(f"{each.caption}:\n\n{markdown(each)}\n" for each in shown)
+    )
     print(f"\n{(workdir / 'tables.md').read_text()}")
     least, most = sizes.task.excerpt
     text = [
@@ -236,9 +238,3 @@ def tables(sizes: Scale, results: dict[str, dict[str, Any]]) -> list[Table]:
 
 def reordered(one: dict[str, float]) -> list[float]:
     return [one[name] for name in ("right", "bits", "right, other", "bits, other")]
-
-
-def markdown(table: Table) -> str:
-    """A table for the README."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return f"{table.caption}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

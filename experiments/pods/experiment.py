@@ -22,7 +22,7 @@ from lcm import config
 from lcm.aot import gate
 from lcm.aot.chips import GIB, chip
 from lcm.report import plots
-from lcm.report.tables import Table
+from lcm.report.tables import Table, markdown
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -166,12 +166,6 @@ def table(name: str, points: list[dict[str, Any]]) -> Table:
 def _gib(size: int | None) -> str:
     """A dash for what was not asked when a step was compiled."""
     return "–" if size is None else f"{size / GIB:.2f} GiB"
-
-
-def markdown(table: Table) -> str:
-    """The table as the README has it."""
-    rule = ["---"] * len(table.header)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (table.header, rule, *table.rows))
 
 
 def plot(points: list[dict[str, Any]]) -> bytes:

@@ -25,7 +25,7 @@ from lcm.evaluation.remembrance import state_norms
 from lcm.models import decimation
 from lcm.models.decimation import Decimation
 from lcm.nn import MIXERS
-from lcm.report.tables import MISSING, Table, number
+from lcm.report.tables import MISSING, Table, markdown, number
 from lcm.training.carry import KINDS
 from lcm.training.seeds import one_seed, train_seeds
 from lcm.training.workdir import write_text
@@ -232,7 +232,10 @@ def run(workdir: pathlib.Path, scale: str) -> None:
             results[study.name] = studied(sizes, study, todo, workdir)
             write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
             shown = tables(sizes, results)
-            write_text(workdir / "tables.md", "\n".join(map(markdown, shown)))
+            write_text(
+                workdir / "tables.md",
+                "\n".join(f"{each.caption}:\n\n{markdown(each)}\n" for each in shown),
+            )
     counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]
     text = [
         f"{sizes.keys} keys, pieces of {sizes.length} tokens, {sizes.steps} steps from empty "
@@ -312,9 +315,3 @@ def whole(names: Sequence[str], study: str, found: Found) -> Table:
         figures = [number(x, 3) for x in mean(seeds, "accuracy")]
         rows.append([name, *figures, *(number(x, 1) for x in norms)])
     return Table(study, ["", *names, "norm, T", "norm, end"], rows)
-
-
-def markdown(table: Table) -> str:
-    """A table for the README."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return f"{table.caption}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -36,7 +36,7 @@ def _widths(spec: models.ModelSpec) -> set[int]:
 
 def _stacked(spec: models.ModelSpec, mesh: Mesh) -> set[tuple[int, int]]:
     """Layers of each stack of parameters, and the numbers that a device has once it is gathered."""
-    shapes = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))["layers"]
+    shapes = decoder.shapes(spec)["layers"]
     leaves = jax.tree.leaves(shapes)
     cuts = {1, mesh.shape["tensor"]}
     return {(x.shape[0], x.size // cut) for x in leaves for cut in cuts if x.shape[0] > 1}

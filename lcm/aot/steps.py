@@ -72,7 +72,7 @@ def _serving(cfg: Any, mesh: Mesh, length: int, logits: bool) -> Built:
         x_BLD, state = decoder.hidden(spec, params, tokens_BL, context, state)
         return (decoder.logits(spec, params, x_BLD) if logits else None), state
 
-    shapes = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))
+    shapes = decoder.shapes(spec)
     params = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, spec.dtype, sharding=at),
         shapes,

@@ -183,7 +183,7 @@ def check_params(cfg: Any, params: decoder.Params) -> None:
         ConfigError: naming the first parameter that is missing or of another shape.
     """
     found = dict(jax.tree_util.tree_leaves_with_path(params))
-    for path, wanted in jax.tree_util.tree_leaves_with_path(_shapes(spec(cfg))):
+    for path, wanted in jax.tree_util.tree_leaves_with_path(decoder.shapes(spec(cfg))):
         there = found[path].shape if path in found else "absent"
         if there != wanted.shape:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -202,13 +202,7 @@ def only_used(cfg: Any, params: decoder.Params) -> decoder.Params:
             return {name: pick(each, found[name]) for name, each in wanted.items()}
         return found
 
-    return pick(_shapes(spec(cfg)), params)
-
-
-@functools.cache
-def _shapes(description: ModelSpec) -> decoder.Params:
-    """The parameters as shapes."""
-    return jax.eval_shape(lambda key: decoder.init(description, key), jax.random.key(0))
+    return pick(decoder.shapes(spec(cfg)), params)
 
 
 def _check_pace(description: ModelSpec, context: Context) -> None:

@@ -79,6 +79,12 @@ def init(spec: ModelSpec, key: jax.Array) -> Params:
     return params
 
 
+@functools.cache
+def shapes(spec: ModelSpec) -> Params:
+    """The parameters as shapes."""
+    return jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+
+
 def _init_layers(spec: ModelSpec, kind: int, keys: jax.Array) -> Params:
     """Layers of a kind; of mixers whose initial values differ from layer to layer, each its own.
 
@@ -88,7 +94,7 @@ def _init_layers(spec: ModelSpec, kind: int, keys: jax.Array) -> Params:
     params, mixer = jax.vmap(block(layer).init)(keys), nn.MIXERS[layer.mixer]
     if not hasattr(mixer, "initial"):
         return params
-    alike = [n for n in range(spec.depth) if spec.layers[n % len(spec.layers)].mixer == layer.mixer]
+    alike = [n for n, each in enumerate(spec.in_order) if each.mixer == layer.mixer]
     numbers = [at for at, n in enumerate(alike) if n % len(spec.layers) == kind]
     at = jnp.array(numbers, jnp.float32)
     places = Place(at / max(len(alike) - 1, 1), at / len(alike))

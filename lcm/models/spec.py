@@ -45,6 +45,11 @@ class ModelSpec:
         return next((layer for layer in self.layers if layer.attends), self.layers[0])
 
     @property
+    def in_order(self) -> list[LayerSpec]:
+        """The kind of each layer, from the first to the last."""
+        return [self.layers[n % len(self.layers)] for n in range(self.depth)]
+
+    @property
     def rounds(self) -> int:
         """Full repetitions of the pattern; `depth - rounds * len(layers)` layers follow them."""
         return self.depth // len(self.layers)

@@ -150,6 +150,5 @@ def flops(spec: LayerSpec, length: int) -> float:
 
 def flops_by_part(spec: LayerSpec, length: int) -> dict[str, float]:
     """Those of the mixer, by its name, and of the MLP."""
-    mlp = Experts.flops(spec) if spec.mlp == "experts" else 0.0
-    mlp = mlp or 2 * MLPS[spec.mlp].matrices * spec.width * spec.hidden
-    return {spec.mixer: MIXERS[spec.mixer].flops(spec, length), "mlp": mlp}
+    mixer, mlp = MIXERS[spec.mixer], MLPS[spec.mlp]
+    return {spec.mixer: mixer.flops(spec, length), "mlp": mlp.flops(spec)}

@@ -19,7 +19,7 @@ def dense(x: Array, w_DF: Any) -> Array:
     With the leading axes of `x` merged but on a TPU: on a CPU the gradient of a matmul with two of
     them runs at half the speed, and a TPU keeps rows apart, tokens last, so that it would copy.
     """
-    if platform() == "tpu" and not isinstance(w_DF, Int8):
+    if _as_it_lies(w_DF):
         return product(x, w_DF, x.dtype)
     rows = product(x.reshape(-1, x.shape[-1]), w_DF, x.dtype)
     return rows.reshape(*x.shape[:-1], w_DF.shape[1])
@@ -30,17 +30,22 @@ def to_heads(x_BLD: Array, w_DE: Any, size: int) -> Array:
 
     On a TPU the matrix is cut instead: the layouts of the two results differ.
     """
-    if platform() == "tpu" and not isinstance(w_DE, Int8):
+    if _as_it_lies(w_DE):
         return product(x_BLD, w_DE.reshape(w_DE.shape[0], -1, size), x_BLD.dtype)
     return dense(x_BLD, w_DE).reshape(*x_BLD.shape[:-1], -1, size)
 
 
 def from_heads(x_BLHK: Array, w_ED: Any) -> Array:
     """`dense` of heads side by side, which on a TPU are not put there, likewise."""
-    if platform() == "tpu" and not isinstance(w_ED, Int8):
+    if _as_it_lies(w_ED):
         w_HKD = w_ED.reshape(*x_BLHK.shape[2:], -1)
         return product(x_BLHK, w_HKD, x_BLHK.dtype, over=2)
     return dense(x_BLHK.reshape(*x_BLHK.shape[:2], -1), w_ED)
+
+
+def _as_it_lies(w: Any) -> bool:
+    """Whether a product takes arrays of several axes, which a TPU would copy to merge them."""
+    return platform() == "tpu" and not isinstance(w, Int8)
 
 
 def whole(w: Any, x: Array, *names: str) -> Any:

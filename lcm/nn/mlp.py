@@ -18,7 +18,18 @@ _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 _erf_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
-class Gated(nnx.Module):
+class Dense:
+    """An MLP that all tokens go through whole."""
+
+    matrices: ClassVar[int]
+
+    @classmethod
+    def flops(cls, spec: LayerSpec) -> float:
+        """Matmul FLOPs of one token's forward pass."""
+        return 2 * cls.matrices * spec.width * spec.hidden
+
+
+class Gated(Dense, nnx.Module):
     """`(activation(x W_gate) * x W_up) W_down` (Shazeer, arXiv:2002.05202)."""
 
     matrices = 3
@@ -62,7 +73,7 @@ class ExactGEGLU(Gated):
     activation = staticmethod(_erf_gelu)
 
 
-class GELU(nnx.Module):
+class GELU(Dense, nnx.Module):
     """`gelu(x W_up) W_down`, with the tanh form of GELU (arXiv:1606.08415)."""
 
     matrices = 2
@@ -100,7 +111,7 @@ def _activated(activation: Activation) -> Callable[[Array, Array], Hidden]:
     return recomputed(run)
 
 
-class NoMLP:
+class NoMLP(Dense):
     """None: a layer of the mixer alone, as in Mamba."""
 
     matrices = 0

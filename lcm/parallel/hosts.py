@@ -24,7 +24,7 @@ T = TypeVar("T")
 AUTO = "auto"
 WAIT = 300  # seconds that processes wait for one another, at the start and when they agree
 _SILENT = 60  # seconds without a sign of life after which JAX takes a process for dead, at most
-_LEAVE = 3  # seconds that a process that failed stays for the others to say what they know
+_LEAVE = 15  # seconds that a process that failed stays for the others, perhaps slow, to say it too
 
 _turns = itertools.count()  # agreements so far: all processes make them in the same order
 

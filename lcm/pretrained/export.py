@@ -94,8 +94,7 @@ def differences(ours: ModelSpec, theirs: ModelSpec) -> list[str]:
     """What tells two models apart, apart from how they are run: empty if nothing does."""
     found = _fields(ours, theirs)
     if ours.depth == theirs.depth:
-        for n in range(ours.depth):
-            here, there = (spec.layers[n % len(spec.layers)] for spec in (ours, theirs))
+        for here, there in zip(ours.in_order, theirs.in_order, strict=True):
             found += [line for line in _fields(here, there) if line not in found]
     return found
 

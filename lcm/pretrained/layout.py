@@ -103,7 +103,7 @@ def _divided(name: str, spec: ModelSpec) -> tuple[str, int, str]:
 
 @functools.cache
 def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(lambda key: decoder.init(spec, key), jax.random.key(0))
+    tree = decoder.shapes(spec)
     return {path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -25,6 +25,12 @@ class Table(NamedTuple):
     prose: bool = False
 
 
+def markdown(table: Table) -> str:
+    """The table without its caption, as a README has it."""
+    rule = ["---"] * len(table.header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.header, rule, *table.rows))
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A figure to some decimals, or a dash."""
     return MISSING if value is None else f"{value:,.{digits}f}"

@@ -59,9 +59,14 @@ def _score(
     spec: ModelSpec, z_loss: float, output: Any, x_BLD: Array, targets_BL: Array, weight_BL: Array
 ) -> tuple[Array, Array, Array]:
     """The sum, `nll` and what `weight` is multiplied by."""
-    nll_BL, log_z_BL = cross_entropy(decoder.logits(spec, output, x_BLD), targets_BL)
-    cost_BL = nll_BL + z_loss * log_z_BL**2 if z_loss else nll_BL
+    nll_BL, _, cost_BL = _costs(z_loss, decoder.logits(spec, output, x_BLD), targets_BL)
     return (cost_BL * weight_BL).sum(), nll_BL, cost_BL
+
+
+def _costs(z_loss: float, logits_BLV: Array, targets_BL: Array) -> tuple[Array, Array, Array]:
+    """`nll`, `log_z`, and their sum as the loss has it."""
+    nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
+    return nll_BL, log_z_BL, nll_BL + z_loss * log_z_BL**2 if z_loss else nll_BL
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -134,8 +139,7 @@ def _scored_piece(
     """
     spec, z_loss = how.spec, how.z_loss
     logits_BLV, pull = jax.vjp(partial(decoder.logits, spec), output, x_BLD)
-    nll_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
-    cost_BL = nll_BL + z_loss * log_z_BL**2 if z_loss else nll_BL
+    nll_BL, log_z_BL, cost_BL = _costs(z_loss, logits_BLV, targets_BL)
     slope_BL = 1 + 2 * z_loss * log_z_BL if z_loss else jnp.ones_like(log_z_BL)
     softmax_BLV = jnp.exp(logits_BLV - log_z_BL[..., None])
     there_BLV = targets_BL[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)

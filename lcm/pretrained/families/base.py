@@ -100,6 +100,17 @@ def _bias(path: str) -> str:
     return path.replace("/scale", "/bias") if path.endswith("/scale") else f"{path}_bias"
 
 
+HALVES = "gate", "up", "down"  # of a gated MLP
+
+
+def experts(stem: str) -> tuple[Weight, ...]:
+    """The matrices of each expert below a stem."""
+    return tuple(
+        Weight(f"{stem}.experts.{{e}}.{name}_proj.weight", (f"mlp/expert_{name}",), LINEAR)
+        for name in HALVES
+    )
+
+
 def in_order(spec: ModelSpec) -> list[Config]:
     """What names of tensors have for each layer of ours where layers of theirs are one or two."""
     return [{"n": n, "pair": n // 2} for n in range(spec.depth)]
@@ -281,7 +292,7 @@ def period(names: Sequence[str]) -> tuple[str, ...]:
 
 def layers_to_hf(spec: ModelSpec) -> tuple[list[str], int, Config]:
     """The names of the layers, the window of those that slide, and the keys of their positions."""
-    layers = [spec.layers[n % len(spec.layers)] for n in range(spec.depth)]
+    layers = spec.in_order
     names = [SLIDING if layer.window else FULL for layer in layers]
     own: dict[str, PositionEncoding] = {
         name: layer.positions for name, layer in zip(names, layers, strict=True)

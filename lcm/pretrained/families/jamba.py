@@ -7,17 +7,19 @@ from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.pretrained.families.base import (
-    FUSED,
+    HALVES,
     LINEAR,
     SAME,
     Config,
     Family,
     Weight,
+    experts,
     need,
     period,
     sizes,
     sizes_to_hf,
 )
+from lcm.pretrained.families.mamba import inside_mamba1, plain_expand
 
 MIXERS = {"mamba1", "attention"}
 
@@ -80,7 +82,7 @@ def write(spec: ModelSpec, length: int) -> Config:
     if "mamba1" not in by_mixer or not by_mixer.keys() <= MIXERS:
         raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(sorted(MIXERS))}")
     mamba, attention = by_mixer["mamba1"], by_mixer.get("attention", by_mixer["mamba1"])
-    layers = [spec.layers[n % len(spec.layers)] for n in range(spec.depth)]
+    layers = spec.in_order
     many = next((layer for layer in layers if layer.mlp == "experts"), None)
     return {
         **sizes_to_hf(spec, length),
@@ -94,7 +96,7 @@ def write(spec: ModelSpec, length: int) -> Config:
         "num_experts_per_tok": many.mlp_option("top") if many else 1,
         "mamba_d_state": mamba.state,
         "mamba_d_conv": mamba.conv,
-        "mamba_expand": int(mamba.expand) if mamba.expand == int(mamba.expand) else mamba.expand,
+        "mamba_expand": plain_expand(mamba),
         "mamba_dt_rank": mamba.option("rank") or -(-spec.width // 16),
         "hidden_act": "silu",
         "rms_norm_eps": spec.norm_eps,
@@ -110,7 +112,6 @@ def _turns_to_hf(what: str, there: Sequence[bool]) -> Config:
 
 LAYER = "model.layers.{n}"
 MAMBA, ATTENTION, MLP = f"{LAYER}.mamba", f"{LAYER}.self_attn", f"{LAYER}.feed_forward"
-HALVES = "gate", "up", "down"
 JAMBA = Family(
     types={"jamba": "JambaForCausalLM"},
     read=read,
@@ -141,23 +142,12 @@ JAMBA = Family(
         Weight(f"{LAYER}.pre_ff_layernorm.weight", ("mlp_norm/scale",), SAME),
         *(Weight(f"{ATTENTION}.{n}_proj.weight", (f"mixer/{n}",), LINEAR) for n in "qkv"),
         Weight(f"{ATTENTION}.o_proj.weight", ("mixer/out",), LINEAR, "attention"),
-        Weight(f"{MAMBA}.in_proj.weight", ("mixer/x", "mixer/z"), FUSED),
-        Weight(f"{MAMBA}.conv1d.weight", ("mixer/conv",), LINEAR),
-        Weight(f"{MAMBA}.conv1d.bias", ("mixer/conv_bias",), SAME),
-        Weight(f"{MAMBA}.x_proj.weight", ("mixer/dt_down", "mixer/bc"), FUSED),
-        Weight(f"{MAMBA}.dt_proj.weight", ("mixer/dt_up",), LINEAR),
-        Weight(f"{MAMBA}.dt_proj.bias", ("mixer/dt_bias",), SAME),
+        *inside_mamba1(MAMBA, "mamba1"),
         *(Weight(f"{MAMBA}.{n}_layernorm.weight", (f"mixer/{n}_norm/scale",), SAME) for n in "bc"),
         Weight(f"{MAMBA}.dt_layernorm.weight", ("mixer/dt_norm/scale",), SAME),
-        Weight(f"{MAMBA}.A_log", ("mixer/A_log",), SAME),
-        Weight(f"{MAMBA}.D", ("mixer/D",), SAME),
-        Weight(f"{MAMBA}.out_proj.weight", ("mixer/out",), LINEAR, "mamba1"),
         *(Weight(f"{MLP}.{n}_proj.weight", (f"mlp/{n}",), LINEAR) for n in HALVES),
         Weight(f"{MLP}.router.weight", ("mlp/router",), LINEAR),
-        *(
-            Weight(f"{MLP}.experts.{{e}}.{n}_proj.weight", (f"mlp/expert_{n}",), LINEAR)
-            for n in HALVES
-        ),
+        *experts(MLP),
     ),
     has=("num_experts", "num_local_experts"),
 )

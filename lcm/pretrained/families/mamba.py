@@ -6,6 +6,7 @@ from typing import Any
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
+from lcm.nn import LayerSpec
 from lcm.pretrained.families.base import (
     FUSED,
     LINEAR,
@@ -86,7 +87,6 @@ def write_mamba2(spec: ModelSpec, length: int) -> Config:
 
 def _shared_to_hf(spec: ModelSpec, length: int) -> Config:
     layer = spec.layers[0]
-    expand = layer.expand
     return {
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
@@ -94,10 +94,50 @@ def _shared_to_hf(spec: ModelSpec, length: int) -> Config:
         "tie_word_embeddings": spec.tied,
         "state_size": layer.state,
         "conv_kernel": layer.conv,
-        "expand": int(expand) if expand == int(expand) else expand,
+        "expand": plain_expand(layer),
         "layer_norm_epsilon": spec.norm_eps,
         "seq_length": length,
     }
+
+
+def plain_expand(layer: LayerSpec) -> float:
+    """A whole number as one, as configs have it."""
+    return int(layer.expand) if layer.expand == int(layer.expand) else layer.expand
+
+
+def inside_mamba1(stem: str, mixer: str = "") -> tuple[Weight, ...]:
+    """The tensors of a Mamba below a stem, but for norms; `mixer` as a `Weight` has it."""
+    return (
+        Weight(f"{stem}.in_proj.weight", ("mixer/x", "mixer/z"), FUSED),
+        # Its transpose is [W, 1, E].
+        Weight(f"{stem}.conv1d.weight", ("mixer/conv",), LINEAR),
+        Weight(f"{stem}.conv1d.bias", ("mixer/conv_bias",), SAME),
+        Weight(f"{stem}.x_proj.weight", ("mixer/dt_down", "mixer/bc"), FUSED),
+        Weight(f"{stem}.dt_proj.weight", ("mixer/dt_up",), LINEAR),
+        Weight(f"{stem}.dt_proj.bias", ("mixer/dt_bias",), SAME),
+        *_both(stem, mixer),
+    )
+
+
+def inside_mamba2(stem: str) -> tuple[Weight, ...]:
+    """The tensors of a Mamba-2 below a stem."""
+    parts = "mixer/z", "mixer/x", "mixer/bc", "mixer/dt"
+    return (
+        Weight(f"{stem}.in_proj.weight", parts, FUSED),
+        Weight(f"{stem}.conv1d.weight", ("mixer/conv_x", "mixer/conv_bc"), FUSED),
+        Weight(f"{stem}.conv1d.bias", ("mixer/conv_x_bias", "mixer/conv_bc_bias"), FUSED),
+        Weight(f"{stem}.dt_bias", ("mixer/dt_bias",), SAME),
+        Weight(f"{stem}.norm.weight", ("mixer/norm/scale",), SAME),
+        *_both(stem),
+    )
+
+
+def _both(stem: str, mixer: str = "") -> tuple[Weight, ...]:
+    return (
+        Weight(f"{stem}.A_log", ("mixer/A_log",), SAME),
+        Weight(f"{stem}.D", ("mixer/D",), SAME),
+        Weight(f"{stem}.out_proj.weight", ("mixer/out",), LINEAR, mixer),
+    )
 
 
 def _check_mixer(spec: ModelSpec, mixer: str, name: str) -> None:
@@ -122,9 +162,6 @@ ENDS = (
     Weight("backbone.norm_f.weight", ("final_norm/scale",), SAME),
     Weight("lm_head.weight", ("head/kernel",), LINEAR),
     Weight(f"{LAYER}.norm.weight", ("mixer_norm/scale",), SAME),
-    Weight(f"{LAYER}.mixer.out_proj.weight", ("mixer/out",), LINEAR),
-    Weight(f"{LAYER}.mixer.A_log", ("mixer/A_log",), SAME),
-    Weight(f"{LAYER}.mixer.D", ("mixer/D",), SAME),
 )
 # The first releases call the table so.
 RENAMED = ((r"^backbone\.embedding\.", "backbone.embeddings."),)
@@ -133,19 +170,9 @@ MAMBA = Family(
     read=read_mamba1,
     write=write_mamba1,
     defaults={**DEFAULTS, "tie_word_embeddings": True},
-    weights=(
-        *ENDS,
-        Weight(f"{LAYER}.mixer.in_proj.weight", ("mixer/x", "mixer/z"), FUSED),
-        # Its transpose is [W, 1, E].
-        Weight(f"{LAYER}.mixer.conv1d.weight", ("mixer/conv",), LINEAR),
-        Weight(f"{LAYER}.mixer.conv1d.bias", ("mixer/conv_bias",), SAME),
-        Weight(f"{LAYER}.mixer.x_proj.weight", ("mixer/dt_down", "mixer/bc"), FUSED),
-        Weight(f"{LAYER}.mixer.dt_proj.weight", ("mixer/dt_up",), LINEAR),
-        Weight(f"{LAYER}.mixer.dt_proj.bias", ("mixer/dt_bias",), SAME),
-    ),
+    weights=(*ENDS, *inside_mamba1(f"{LAYER}.mixer")),
     renamed=RENAMED,
 )
-PARTS = ("mixer/z", "mixer/x", "mixer/bc", "mixer/dt")
 MAMBA2 = Family(
     types={"mamba2": "Mamba2ForCausalLM"},
     read=read_mamba2,
@@ -159,13 +186,6 @@ MAMBA2 = Family(
         "time_step_limit": [0.0, math.inf],
         "tie_word_embeddings": False,
     },
-    weights=(
-        *ENDS,
-        Weight(f"{LAYER}.mixer.in_proj.weight", PARTS, FUSED),
-        Weight(f"{LAYER}.mixer.conv1d.weight", ("mixer/conv_x", "mixer/conv_bc"), FUSED),
-        Weight(f"{LAYER}.mixer.conv1d.bias", ("mixer/conv_x_bias", "mixer/conv_bc_bias"), FUSED),
-        Weight(f"{LAYER}.mixer.dt_bias", ("mixer/dt_bias",), SAME),
-        Weight(f"{LAYER}.mixer.norm.weight", ("mixer/norm/scale",), SAME),
-    ),
+    weights=(*ENDS, *inside_mamba2(f"{LAYER}.mixer")),
     renamed=RENAMED,
 )

@@ -14,12 +14,14 @@ from lcm.pretrained.families.base import (
     BY_KEY_HEAD,
     FULL,
     FUSED,
+    HALVES,
     LINEAR,
     ONE_LESS,
     SAME,
     Config,
     Family,
     Weight,
+    experts,
     key_of,
     need,
     period,
@@ -130,7 +132,7 @@ def _to_hf(spec: ModelSpec, length: int) -> Config:
     if by_mixer.keys() != set(MIXERS.values()):
         raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(MIXERS.values())}")
     linear, attention = by_mixer["gated_deltanet"], by_mixer["attention"]
-    mixers = [spec.layers[n % len(spec.layers)].mixer for n in range(spec.depth)]
+    mixers = [layer.mixer for layer in spec.in_order]
     return {
         **sizes_to_hf(spec, length),
         **positions.to_hf(attention.positions, spec.depth),
@@ -193,7 +195,7 @@ DEFAULTS = {
     "linear_num_value_heads": 32,
     "tie_word_embeddings": False,
 }
-MLP, HALVES = f"{LAYER}.mlp", ("gate", "up", "down")
+MLP = f"{LAYER}.mlp"
 EXPERTS = (
     Weight(f"{MLP}.gate.weight", ("mlp/router",), LINEAR),
     Weight(f"{MLP}.shared_expert_gate.weight", ("mlp/shared_gate",), LINEAR),
@@ -201,10 +203,7 @@ EXPERTS = (
         Weight(f"{MLP}.shared_expert.{name}_proj.weight", (f"mlp/shared/{name}",), LINEAR)
         for name in HALVES
     ),
-    *(
-        Weight(f"{MLP}.experts.{{e}}.{name}_proj.weight", (f"mlp/expert_{name}",), LINEAR)
-        for name in HALVES
-    ),
+    *experts(MLP),
 )
 QWEN3_NEXT = Family(
     types={"qwen3_next": "Qwen3NextForCausalLM"},

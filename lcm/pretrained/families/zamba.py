@@ -11,7 +11,6 @@ from typing import Any
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
-from lcm.nn import LayerSpec
 from lcm.pretrained.families.base import (
     FULL,
     FUSED,
@@ -26,6 +25,7 @@ from lcm.pretrained.families.base import (
     period,
     rotations,
 )
+from lcm.pretrained.families.mamba import inside_mamba2, plain_expand
 
 MIXERS = {"mamba2", "shared_attention"}
 ACTIVATIONS = {"gelu": "geglu_exact", "gelu_pytorch_tanh": "geglu", "silu": "swiglu"}
@@ -109,7 +109,7 @@ def write(spec: ModelSpec, length: int) -> Config:
     by_mixer = {layer.mixer: layer for layer in spec.layers}
     if by_mixer.keys() != MIXERS:
         raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(sorted(MIXERS))}")
-    layers, places = _layers(spec), places_of(spec)
+    layers, places = spec.in_order, places_of(spec)
     mamba, shared = by_mixer["mamba2"], by_mixer["shared_attention"]
     names = ["hybrid" if p["stem"] else "linear_attention" for p in places if "use" not in p]
     rotated = not isinstance(shared.positions, positions.NoPE)
@@ -124,7 +124,7 @@ def write(spec: ModelSpec, length: int) -> Config:
         "rms_norm_eps": spec.norm_eps,
         "mamba_d_state": mamba.state,
         "mamba_d_conv": mamba.conv,
-        "mamba_expand": int(mamba.expand) if mamba.expand == int(mamba.expand) else mamba.expand,
+        "mamba_expand": plain_expand(mamba),
         "mamba_ngroups": mamba.groups,
         "n_mamba_heads": mamba.heads,
         "time_step_min": mamba.option("least_step"),
@@ -140,10 +140,6 @@ def write(spec: ModelSpec, length: int) -> Config:
     }
 
 
-def _layers(spec: ModelSpec) -> list[LayerSpec]:
-    return [spec.layers[n % len(spec.layers)] for n in range(spec.depth)]
-
-
 def places_of(spec: ModelSpec) -> list[dict[str, Any]]:
     """What names of tensors have for each layer of ours.
 
@@ -152,7 +148,7 @@ def places_of(spec: ModelSpec) -> list[dict[str, Any]]:
     home, use: of a use, their layer that has its block's tensors, and its number among the uses.
     """
     places, n, use, homes = [], 0, 0, {}
-    for layer, before in zip(_layers(spec), [None, *_layers(spec)], strict=False):
+    for layer, before in zip(spec.in_order, [None, *spec.in_order], strict=False):
         if layer.shares:
             home = homes.setdefault(layer.option("block"), n)
             places.append({"n": n, "stem": "", "home": home, "use": use})
@@ -166,7 +162,6 @@ def places_of(spec: ModelSpec) -> list[dict[str, Any]]:
 
 LAYER, MAMBA = "model.layers.{n}", "model.layers.{n}.{stem}mamba"
 BLOCK, HOME = "model.layers.{n}.shared_transformer", "model.layers.{home}.shared_transformer"
-PARTS = ("mixer/z", "mixer/x", "mixer/bc", "mixer/dt")
 MLP = f"{HOME}.feed_forward.gate_up_proj_adapter_list.{{use}}"
 
 
@@ -211,14 +206,7 @@ ZAMBA2 = Family(
         Weight("model.final_layernorm.weight", ("final_norm/scale",), SAME),
         Weight("lm_head.weight", ("head/kernel",), LINEAR),
         Weight(f"{LAYER}.{{stem}}input_layernorm.weight", ("mixer_norm/scale",), SAME),
-        Weight(f"{MAMBA}.in_proj.weight", PARTS, FUSED),
-        Weight(f"{MAMBA}.conv1d.weight", ("mixer/conv_x", "mixer/conv_bc"), FUSED),
-        Weight(f"{MAMBA}.conv1d.bias", ("mixer/conv_x_bias", "mixer/conv_bc_bias"), FUSED),
-        Weight(f"{MAMBA}.dt_bias", ("mixer/dt_bias",), SAME),
-        Weight(f"{MAMBA}.A_log", ("mixer/A_log",), SAME),
-        Weight(f"{MAMBA}.D", ("mixer/D",), SAME),
-        Weight(f"{MAMBA}.norm.weight", ("mixer/norm/scale",), SAME),
-        Weight(f"{MAMBA}.out_proj.weight", ("mixer/out",), LINEAR),
+        *inside_mamba2(MAMBA),
         Weight(f"{LAYER}.linear.weight", ("mixer/linear",), LINEAR),
         _block("input_layernorm", SAME, "norm/scale"),
         *(_block(f"self_attn.{name}_proj", LINEAR, name) for name in "qkv"),

@@ -38,12 +38,12 @@ from lcm.ops.attention.mask import FAR, Mask
 from lcm.ops.attention.modification import Modification, Split, is_floating
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
+from lcm.ops.tpu import VMEM_LIMIT, parameters
 from lcm.types import Array, Queries
 
 interpret = False  # run the kernel as plain JAX, for tests on a machine without a TPU
 TOKENS = 512  # of a step, if they leave room in vector memory
 BUFFERS = 8 << 20  # bytes of keys and values in flight, unless one page has more
-VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 FLOOR = -1e30  # below every score, above the -inf of a hidden one: where row maxima start
 LOWER, UPPER = range(2)  # columns of integers, before those of a score modification
 
@@ -236,9 +236,7 @@ def _call(
             ],
         ),
         out_shape=out,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-        ),
+        compiler_params=parameters(1, 1),
         cost_estimate=_cost(plan, cache, mask, (*fixed, *out)),
         interpret=interpret,
         name="attention_decode",

@@ -16,6 +16,7 @@ from lcm.ops.attention.pallas.kernel import LOG2E
 from lcm.ops.attention.pallas.plan import Plan
 from lcm.ops.attention.pallas.visits import Room
 from lcm.ops.attention.part import Part, Partial
+from lcm.ops.tpu import LANES
 from lcm.types import Array, Context, Values
 
 
@@ -285,14 +286,14 @@ def _numbers(parts: tuple[Part, ...], mods: tuple, heads: int) -> tuple[Array, A
     for part, mod in zip(parts, mods, strict=True):
         if mod is not None:
             leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(part.score_mod)]
-            cross = functools.partial(mod.for_head((8, 1), (1, plans.LANES)).cross, *leaves)
+            cross = functools.partial(mod.for_head((8, 1), (1, LANES)).cross, *leaves)
             numbers, own = jax.vmap(cross)(jnp.arange(heads, dtype=jnp.int32))
             for x in numbers:
                 (floats if is_floating(x) else integers).append(x.reshape(heads))
             tables += own
     integers = [x.astype(jnp.int32) for x in integers] or [jnp.zeros(1, jnp.int32)]
     floats = [x.astype(jnp.float32) for x in floats] or [jnp.zeros(1)]
-    tables = tables or [jnp.zeros((heads, 1, plans.LANES))]
+    tables = tables or [jnp.zeros((heads, 1, LANES))]
     return jnp.concatenate(integers), jnp.concatenate(floats), jnp.concatenate(tables, -1)
 
 

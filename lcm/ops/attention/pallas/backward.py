@@ -35,8 +35,9 @@ from lcm.ops.attention.pallas.kernel import (
     visible,
     wide,
 )
-from lcm.ops.attention.pallas.plan import LANES, Plan
+from lcm.ops.attention.pallas.plan import Plan
 from lcm.ops.attention.pallas.tiles import POSITION
+from lcm.ops.tpu import LANES, parameters
 from lcm.types import Array
 
 
@@ -103,7 +104,7 @@ def of_queries(
             ],
         ),
         out_shape=out,
-        compiler_params=plans.parameters(2, 2),
+        compiler_params=parameters(2, 2),
         cost_estimate=plans.cost(plan, arrays, out, matmuls=3),
         interpret=plan.interpret,
         name="attention_queries_gradient",
@@ -218,7 +219,7 @@ def of_keys(
             ],
         ),
         out_shape=out,
-        compiler_params=plans.parameters(3, 2),
+        compiler_params=parameters(3, 2),
         cost_estimate=plans.cost(plan, arrays, out, matmuls=4),
         interpret=plan.interpret,
         name="attention_keys_gradient",

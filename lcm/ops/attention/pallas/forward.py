@@ -31,8 +31,9 @@ from lcm.ops.attention.pallas.kernel import (
     visible,
     wide,
 )
-from lcm.ops.attention.pallas.plan import LANES, Plan
+from lcm.ops.attention.pallas.plan import Plan
 from lcm.ops.attention.pallas.tiles import POSITION
+from lcm.ops.tpu import LANES, parameters
 from lcm.types import Array
 
 ROWS = 128  # of a tile at once
@@ -88,7 +89,7 @@ def forward(
         functools.partial(_kernel, plan, blocked),
         grid_spec=grid,
         out_shape=out,
-        compiler_params=plans.parameters(3, 1),
+        compiler_params=parameters(3, 1),
         cost_estimate=plans.cost(plan, (*q, *k, v), out, matmuls=2),
         interpret=plan.interpret,
         name="attention_forward",

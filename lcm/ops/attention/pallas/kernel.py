@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from lcm.ops.attention.modification import Modification, is_floating
-from lcm.ops.attention.pallas.plan import LANES, Plan, counts
+from lcm.ops.attention.pallas.plan import Plan, counts
 from lcm.ops.attention.pallas.tiles import POSITION, SEGMENT
 from lcm.ops.attention.pallas.walk import Step, Walk
+from lcm.ops.tpu import LANES
 from lcm.types import Array
 
 LN2 = 0.6931471805599453

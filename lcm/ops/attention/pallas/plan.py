@@ -5,17 +5,15 @@ import math
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.attention.modification import Modification, is_floating
 from lcm.ops.attention.pallas.maps import Form
 from lcm.ops.attention.pallas.visits import Room
 from lcm.ops.attention.pallas.walk import Runs, Visits, Walk
+from lcm.ops.tpu import LANES
 
-LANES = 128
 LARGEST = 1024, 1024  # queries and keys of a tile, if its arrays leave room in vector memory
 interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
-VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +94,6 @@ def largest(size: int, dtype: jnp.dtype) -> tuple[int, int]:
     """
     small = jnp.dtype(dtype).itemsize <= 2 and size <= 128
     return LARGEST if small else tuple(min(side, 512) for side in LARGEST)
-
-
-def parameters(parallel: int, sequential: int) -> pltpu.CompilerParams:
-    """Compiler parameters of a grid: axes that may run in any order, then axes that accumulate."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel",) * parallel + ("arbitrary",) * sequential,
-        vmem_limit_bytes=VMEM_LIMIT,
-    )
 
 
 def cost(plan: Plan, inputs: tuple, outputs: tuple, matmuls: int) -> pl.CostEstimate:

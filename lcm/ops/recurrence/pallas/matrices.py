@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lcm.ops.recurrence.pallas import matrix_kernels as kernels
 from lcm.ops.recurrence.pallas import plan
 from lcm.ops.recurrence.pallas.matrix_kernels import Tile
+from lcm.ops.tpu import LANES, SUBLANES, parameters
 from lcm.types import Array
 
 CHUNK = 128
@@ -42,7 +43,7 @@ def block(each: int, width: int, states: int) -> int | None:
     fits = [
         r
         for r in range(1, each + 1)
-        if each % r == 0 and r * width <= most and (r == each or r * width % plan.LANES == 0)
+        if each % r == 0 and r * width <= most and (r == each or r * width % LANES == 0)
     ]
     return max(fits, default=None)
 
@@ -83,7 +84,7 @@ def known(tile: Tile, log_decay: Array, document: Array) -> Array:
     G = jnp.cumsum(log_decay.reshape(*outer, heads, -1, tile.chunk) * LOG2E, -1)
     rows = jnp.broadcast_to(document[:, None, None, None], (*outer, 1, length))
     found = jnp.concatenate([G.reshape(log_decay.shape), rows], -2)
-    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -(heads + 1) % plan.SUBLANES), (0, 0)])
+    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -(heads + 1) % SUBLANES), (0, 0)])
 
 
 class _Grid:
@@ -155,7 +156,7 @@ def _forward_call(
         out_specs=[grid.v(), grid.state(), *[grid.entering()] * keep],
         out_shape=out,
         scratch_shapes=grid.scratch(),
-        compiler_params=plan.parameters(3),
+        compiler_params=parameters(3, 1),
         cost_estimate=grid.cost(1, 1, 2, *arrays, *out),
         interpret=plan.interpret,
         name="matrix_forward",
@@ -190,7 +191,7 @@ def _backward_call(
         out_specs=[grid.d_q(), grid.d_q(), grid.v(), grid.known(rows), grid.state()],
         out_shape=out,
         scratch_shapes=grid.scratch(),
-        compiler_params=plan.parameters(3),
+        compiler_params=parameters(3, 1),
         cost_estimate=grid.cost(3, 2, 5, *arrays, *out),
         interpret=plan.interpret,
         name="matrix_backward",

@@ -5,15 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.platform import platform
+from lcm.ops.tpu import LANES
 from lcm.types import Array
 
-LANES, SUBLANES = 128, 8
 Ref = Any  # an array in the memory of a core
 interpret = False  # run kernels as plain JAX, for tests on a machine without a TPU
-VMEM_LIMIT = 32 << 20  # bytes; v5p and v7x have 64 MiB a core, v5e and v6e 128
 
 
 def here() -> bool:
@@ -25,14 +23,6 @@ def block(size: int, largest: int) -> int:
     """The width of equal blocks of at most `largest` that pad a size least: whole lanes, or all."""
     count = math.ceil(size / largest)
     return size if count == 1 else math.ceil(size / count / LANES) * LANES
-
-
-def parameters(parallel: int) -> pltpu.CompilerParams:
-    """Of a grid with so many axes in any order, and then the one of time."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel",) * parallel + ("arbitrary",),
-        vmem_limit_bytes=VMEM_LIMIT,
-    )
 
 
 def cost(flops: int, exponentials: int, *arrays: Array) -> pl.CostEstimate:

@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.recurrence.pallas import plan
-from lcm.ops.recurrence.pallas.plan import SUBLANES, Ref
+from lcm.ops.recurrence.pallas.plan import Ref
+from lcm.ops.tpu import SUBLANES, parameters
 from lcm.types import Array
 
 WIDEST, TOKENS = 1024, 256  # channels and tokens of a tile
@@ -71,7 +72,7 @@ def scan(a_BLD: Array, b_BLD: Array, start_BD: Array, reverse: bool = False) -> 
         out_specs=tile,
         out_shape=out,
         scratch_shapes=[pltpu.VMEM((SUBLANES, columns), jnp.float32)],
-        compiler_params=plan.parameters(2),
+        compiler_params=parameters(2, 1),
         cost_estimate=plan.cost(2 * b_BLD.size, 0, a_BLD, b_BLD, start_B1D, out),
         interpret=plan.interpret,
         name="diagonal_from_the_end" if reverse else "diagonal",
