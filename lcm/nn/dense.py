@@ -133,12 +133,24 @@ class Int8:
         return (high_NF + low_NF / (2 * MOST)) * scale_N1 * self.scale_F
 
 
-def matrix(rngs: nnx.Rngs, fan_in: int, fan_out: int, *, depth: int | None = None) -> nnx.Param:
-    """A matrix that keeps the variance of its input: truncated normal, std 1/sqrt(fan_in).
+def matrix(rngs: nnx.Rngs, *axes: int, depth: int | None = None) -> nnx.Param:
+    """A matrix `[..., fan_in, fan_out]` that keeps the variance of its input: truncated normal,
+    std 1/sqrt(fan_in).
 
     Give `depth` for the two matrices of a layer that write to the residual stream: their std is
     divided by sqrt(2 depth), so the stream has the same size at any depth (GPT-2, section 2.3).
     """
-    std = (fan_in * (2 * depth if depth else 1)) ** -0.5
+    std = (axes[-2] * (2 * depth if depth else 1)) ** -0.5
     init = jax.nn.initializers.truncated_normal(std / 0.87962566103423978)
-    return nnx.Param(init(rngs.params(), (fan_in, fan_out), jnp.float32))
+    return nnx.Param(init(rngs.params(), axes, jnp.float32))
+
+
+def orthogonal(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
+    """A matrix of orthogonal rows or columns, by QR (Saxe et al., arXiv:1312.6120).
+
+    Of several layers one after another: QRs of a batch wait for each other for ever where XLA runs
+    a few such batches on two cores (jaxlib 0.10).
+    """
+    init = jax.nn.initializers.orthogonal(scale)
+    alone = jax.custom_batching.sequential_vmap(lambda key: init(key, (fan_in, fan_out)))
+    return nnx.Param(alone(rngs.params()))

@@ -38,9 +38,9 @@ class Experts(nnx.Module):
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, count, sizes = spec, spec.mlp_option("count"), (spec.width, spec.hidden)
         self.router = matrix(rngs, spec.width, count)
-        self.expert_gate = _matrices(rngs, count, *sizes)
-        self.expert_up = _matrices(rngs, count, *sizes)
-        self.expert_down = _matrices(rngs, count, *sizes[::-1], depth=spec.depth)
+        self.expert_gate = matrix(rngs, count, *sizes)
+        self.expert_up = matrix(rngs, count, *sizes)
+        self.expert_down = matrix(rngs, count, *sizes[::-1], depth=spec.depth)
         if spec.mlp_option("shared"):
             self.shared = SwiGLU(dataclasses.replace(spec, hidden=spec.mlp_option("shared")), rngs)
             self.shared_gate = matrix(rngs, spec.width, 1)
@@ -95,12 +95,3 @@ class Experts(nnx.Module):
 def _by_expert(x_MD: Array, w_EDF: Array, counts_E: Array) -> Array:
     """Rows, sorted by expert, times the matrix of theirs."""
     return jax.lax.ragged_dot(x_MD, w_EDF.astype(x_MD.dtype), counts_E)
-
-
-def _matrices(
-    rngs: nnx.Rngs, count: int, fan_in: int, fan_out: int, depth: int | None = None
-) -> nnx.Param:
-    """One matrix for each expert, as `matrix` makes it."""
-    std = (fan_in * (2 * depth if depth else 1)) ** -0.5
-    init = jax.nn.initializers.truncated_normal(std / 0.87962566103423978)
-    return nnx.Param(init(rngs.params(), (count, fan_in, fan_out), jnp.float32))

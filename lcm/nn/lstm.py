@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn import interventions
-from lcm.nn.dense import dense, matrix
+from lcm.nn.dense import dense, matrix, orthogonal
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
@@ -32,9 +32,9 @@ class LSTM(RecurrentMixer):
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, inner, longest = spec, spec.inner, spec.option("chrono")
-        glorot, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
+        glorot = jax.nn.initializers.glorot_uniform()
         of_input = [glorot(rngs.params(), (spec.width, inner)) for _ in range(4)]
-        of_state = [orthogonal(rngs.params(), (inner, inner)) for _ in range(4)]
+        of_state = [orthogonal(rngs, inner, inner)[...] for _ in range(4)]
         self.gates = nnx.Param(jnp.concatenate(of_input, 1))
         self.recurrent = nnx.Param(jnp.concatenate(of_state, 1))
         i, f = jnp.zeros(inner), jnp.ones(inner)

@@ -36,9 +36,10 @@ class RGLRU(RecurrentMixer):
         normal = jax.random.normal(rngs.params(), (spec.conv, 1, inner))
         self.conv = nnx.Param(0.1 * spec.conv**-0.5 * normal)
         self.conv_bias = nnx.Param(jnp.zeros(inner))
-        self.recurrence = _blocks(rngs, spec)
+        blocks = spec.heads, spec.head_size, spec.head_size  # on the diagonal of a matrix
+        self.recurrence = matrix(rngs, *blocks)
         self.recurrence_bias = nnx.Param(jnp.zeros(inner))
-        self.input = _blocks(rngs, spec)
+        self.input = matrix(rngs, *blocks)
         self.input_bias = nnx.Param(jnp.zeros(inner))
         # exp(-softplus(a_param)) = a of r = 1 / 8, whose square is uniform from 0.9^2 to 0.999^2.
         square = jax.random.uniform(rngs.params(), (inner,), minval=0.9**2, maxval=0.999**2)
@@ -90,12 +91,6 @@ class RGLRU(RecurrentMixer):
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections and gates."""
         return 2 * spec.inner * (3 * spec.width + 2 * spec.head_size)
-
-
-def _blocks(rngs: nnx.Rngs, spec: LayerSpec) -> nnx.Param:
-    """A block-diagonal matrix as its H blocks."""
-    init = jax.nn.initializers.truncated_normal(spec.head_size**-0.5 / 0.87962566103423978)
-    return nnx.Param(init(rngs.params(), (spec.heads, spec.head_size, spec.head_size)))
 
 
 @jax.custom_jvp

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lcm.nn.dense import dense
+from lcm.nn.dense import dense, orthogonal
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, empty, entered, moved
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Context, Hidden
@@ -37,11 +37,6 @@ def set_initial(mixer: nnx.Module, values: dict[str, Array]) -> None:
     """Makes the parameters of a layer that differ from layer to layer."""
     for name, value in values.items():
         setattr(mixer, name, nnx.Param(value))
-
-
-def orthogonal(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
-    """A matrix of orthogonal rows or columns."""
-    return nnx.Param(jax.nn.initializers.orthogonal(scale)(rngs.params(), (fan_in, fan_out)))
 
 
 def zeros(*shape: int) -> nnx.Param:

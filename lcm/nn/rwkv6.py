@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn import interventions
-from lcm.nn.dense import dense
+from lcm.nn.dense import dense, orthogonal
 from lcm.nn.norm import LayerNorm
 from lcm.nn.recurrent import RecurrentState, entered, moved
 from lcm.nn.rwkv import (
@@ -15,7 +15,6 @@ from lcm.nn.rwkv import (
     TimeMix,
     mix,
     mixed,
-    orthogonal,
     ramp,
     set_initial,
     zeros,

@@ -40,9 +40,8 @@ class SLSTM(RecurrentMixer):
         self.x = matrix(rngs, spec.width, inner)
         self.conv = conv_uniform(rngs, spec, spec.conv, 1, inner)
         self.conv_bias = conv_uniform(rngs, spec, inner)
-        init = jax.nn.initializers.truncated_normal(size**-0.5 / 0.87962566103423978)
         # By head; the gates i, f, z, o after one another.
-        self.head_gates = nnx.Param(init(rngs.params(), (4, heads, size, size)))
+        self.head_gates = matrix(rngs, 4, heads, size, size)
         self.head_recurrent = nnx.Param(jnp.zeros((4, heads, size, size)))
         place = np.arange(size) / max(size - 1, 1)
         forget = jnp.asarray(5 - 12 * place**0.3, jnp.float32)
