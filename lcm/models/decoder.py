@@ -144,12 +144,21 @@ def final_norm(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Hidden:
 
 def logits(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
     """float32 logits of the normalised output of the last layer, soft-capped if the model is."""
+    return capped(spec, scores(spec, params, x_BLD))
+
+
+def scores(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
+    """The product with the output matrix."""
     _, _, head = _ends(spec)
     if head is None:
-        scores = nn.tied_logits(x_BLD, params["embedding"]["table"])
-    else:
-        scores = head.apply(params["head"], x_BLD)
-    return spec.logit_cap * jnp.tanh(scores / spec.logit_cap) if spec.logit_cap else scores
+        return nn.tied_logits(x_BLD, params["embedding"]["table"])
+    return head.apply(params["head"], x_BLD)
+
+
+def capped(spec: ModelSpec, scores_BLV: Logits) -> Logits:
+    """The logits that the product becomes."""
+    cap = spec.logit_cap
+    return cap * jnp.tanh(scores_BLV / cap) if cap else scores_BLV
 
 
 def init_state(

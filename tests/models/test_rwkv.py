@@ -1,13 +1,17 @@
 """RWKV-6 and RWKV-7 as their papers define them, token by token in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from twins import HEADS, LENGTH, WIDTH, N, P, mixer, sigmoid, silu
 
 from lcm import models
 from lcm.nn import MIXERS
+from lcm.nn.dense import orthogonal
 
 
 def parts(p, u):
@@ -166,3 +170,17 @@ def test_initial_values_differ_from_layer_to_layer(tiny, name):
     first, second = made(twice, 0, 2)["mix_r"], made(twice, 2, 1)["mix_r"]
     np.testing.assert_array_equal(first, time["mix_r"][::2])
     np.testing.assert_array_equal(second, time["mix_r"][1:2])
+
+
+def test_matrices_of_layers_are_decomposed_one_after_another():
+    """A batch of QRs may wait for ever on two cores."""
+
+    def make(key):
+        return orthogonal(nnx.Rngs(key), 8, 12)[...]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    program = str(jax.make_jaxpr(jax.vmap(make))(keys))
+    assert re.search(r"f32\[12,8\] \w+:f32\[8,8\] = qr\[", program)
+    made = jax.vmap(make)(keys)
+    np.testing.assert_allclose(made @ made.swapaxes(1, 2), np.tile(np.eye(8), (3, 1, 1)), atol=1e-6)
+    np.testing.assert_array_equal(made, [make(key) for key in keys])

@@ -31,12 +31,13 @@ def losses(spec, z_loss, params, x_BLD, targets_BL, weight_BL):
     return 3 * total, nll_BL
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_pieces_have_the_loss_and_the_gradients_of_the_whole(given, monkeypatch, z_loss):
+@pytest.mark.parametrize(("z_loss", "held"), [(0.0, 12), (0.1, 24)])
+def test_pieces_have_the_loss_and_the_gradients_of_the_whole(given, monkeypatch, z_loss, held):
     spec, *args = given
     run = jax.value_and_grad(losses, (2, 3, 5), has_aux=True)
     want = run(spec, z_loss, *args)
     monkeypatch.setattr(scores, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(scores, "HELD", held * VOCAB)
     assert "custom_vjp" in str(jax.make_jaxpr(lambda *a: losses(spec, z_loss, *a))(*args))
     got = run(spec, z_loss, *args)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, want)
@@ -46,6 +47,7 @@ def test_pieces_have_the_loss_and_the_gradients_of_the_whole(given, monkeypatch,
 def test_logits_are_made_once_for_a_loss_and_its_gradients(given, monkeypatch):
     spec, params, x_BLD, targets_BL, weight_BL = given
     monkeypatch.setattr(scores, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(scores, "HELD", 8 * VOCAB)
 
     def loss(params, x_BLD):
         return scores.scored(spec, 0.1, params, x_BLD, targets_BL, weight_BL)[0]

@@ -106,6 +106,7 @@ def test_logits_in_pieces_give_the_same_step(tiny, monkeypatch, tied):
     batch, cfg = packed_batch(), tiny("train.warmup=0", f"model.tied={tied}")
     want, want_metrics = run(cfg, batch)
     monkeypatch.setattr(training.scores, "LOGITS", 40 * cfg.model.vocab)
+    monkeypatch.setattr(training.scores, "HELD", 80 * cfg.model.vocab)
     got, got_metrics = run(cfg, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got_metrics, want_metrics
