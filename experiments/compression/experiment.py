@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lcm import config, models, report
 from lcm.data.documents import is_heldout
@@ -25,6 +24,7 @@ from lcm.models import compression, decoder
 from lcm.models.compression import Asked, CompressionSpec, Task
 from lcm.ops.losses import cross_entropy
 from lcm.report.tables import Table, markdown, number
+from lcm.training.fit import fit
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -122,22 +122,11 @@ def trained(
     batches: Iterator,
     title: str,
 ) -> Any:
-    """Parameters after so many steps of Adam, whose rate falls to nothing; `loss` has a key."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, sizes.lr, min(50, steps), steps + 1)
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-
-    @jax.jit
-    def step(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, Any]:
-        value, gradient = jax.value_and_grad(loss)(params, batch, key)
-        updates, state = rule.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    state, keys = rule.init(params), jax.random.key(1)
-    for n in range(steps):
-        params, state, value = step(params, state, next(batches), jax.random.fold_in(keys, n))
-        if n % 100 == 0 or n == steps - 1:
-            print(f"{title} step {n} loss {float(value):.3f}", flush=True)
-    return params
+    """Parameters after so many steps; `loss` has a key of its own for each batch."""
+    keys = jax.random.key(1)
+    numbered = ((batch, jax.random.fold_in(keys, n)) for n, batch in enumerate(batches))
+    of_batch = lambda params, each: loss(params, *each)  # noqa: E731
+    return fit(of_batch, params, numbered, steps, sizes.lr, title)[0]
 
 
 @functools.cache

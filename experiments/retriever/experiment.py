@@ -8,12 +8,11 @@ by InfoNCE with in-batch negatives, on modules whose names do not hold them out.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from lcm import config, models, report
 from lcm.data.descriptions import Description, descriptions, rows, words
@@ -21,6 +20,7 @@ from lcm.data.documents import is_heldout
 from lcm.data.stdlib import StandardLibrary
 from lcm.evaluation.retrieval import BM25, ranks, recall, reciprocal_rank
 from lcm.models import decoder, retriever
+from lcm.training.fit import fit
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -151,21 +151,14 @@ def _embedded(embed: Any, params: Any, read: tuple[Any, Any], chunk: int) -> np.
 def _trained(
     spec: retriever.RetrieverSpec, params: Any, sizes: Scale, name: str, queries: Any, passages: Any
 ) -> Any:
-    rate = optax.warmup_cosine_decay_schedule(0.0, sizes.lr, min(50, sizes.steps), sizes.steps + 1)
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    rng = np.random.default_rng(0)
 
-    @jax.jit
-    def step(params: Any, state: Any, q: Any, p: Any) -> tuple[Any, Any, Any]:
-        mean = lambda params: retriever.loss(spec, params, q, p).mean()  # noqa: E731
-        value, gradient = jax.value_and_grad(mean)(params)
-        updates, state = rule.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
+    def batches() -> Iterator:
+        while True:
+            at = rng.choice(len(queries[0]), sizes.rows, replace=False)
+            yield [(tokens[at], count[at]) for tokens, count in (queries, passages)]
 
-    rng, state = np.random.default_rng(0), rule.init(params)
-    for n in range(sizes.steps):
-        at = rng.choice(len(queries[0]), sizes.rows, replace=False)
-        batch = [(tokens[at], count[at]) for tokens, count in (queries, passages)]
-        params, state, value = step(params, state, *batch)
-        if n % 50 == 0 or n == sizes.steps - 1:
-            print(f"{name} step {n} loss {float(value):.3f}", flush=True)
-    return params
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return retriever.loss(spec, params, *batch).mean()
+
+    return fit(loss, params, batches(), sizes.steps, sizes.lr, name)[0]

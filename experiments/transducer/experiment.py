@@ -6,20 +6,20 @@ Graves, "Sequence Transduction with Recurrent Neural Networks", 2012, arXiv:1211
 layers: each input symbol is said one to three times and is to be given once.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import optax
 
 from lcm import config, models, report
 from lcm.data import stutter
 from lcm.decoding import transducer as decoding
 from lcm.evaluation.edits import error_rate
 from lcm.models import transducer
+from lcm.training.fit import fit
 from lcm.training.workdir import write_text
 
 SCALES = ("cpu", "tiny")
@@ -113,22 +113,12 @@ def _spec(sizes: Scale, joint: str) -> transducer.TransducerSpec:
 
 
 def _trained(spec: transducer.TransducerSpec, sizes: Scale) -> tuple[Any, list[float]]:
-    rate = optax.warmup_cosine_decay_schedule(0.0, sizes.lr, min(50, sizes.steps), sizes.steps + 1)
-    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    params = transducer.init(spec, jax.random.key(0))
-
-    @jax.jit
-    def step(params: Any, state: Any, pairs: transducer.Pairs) -> tuple[Any, Any, Any]:
-        mean = lambda params: transducer.loss(spec, params, pairs).mean()  # noqa: E731
-        value, gradient = jax.value_and_grad(mean)(params)
-        updates, state = rule.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    state, losses = rule.init(params), []
-    for n in range(sizes.steps):
-        pairs = stutter.pairs(SYMBOLS, sizes.trained, sizes.rows, (n, 1))
-        params, state, value = step(params, state, transducer.Pairs(*pairs))
-        if n % 50 == 0 or n == sizes.steps - 1:
-            losses.append(float(np.asarray(value)))
-            print(f"{spec.joint} step {n} loss {losses[-1]:.3f}", flush=True)
-    return params, losses
+    drawn = (stutter.pairs(SYMBOLS, sizes.trained, sizes.rows, (n, 1)) for n in itertools.count())
+    return fit(
+        lambda params, pairs: transducer.loss(spec, params, pairs).mean(),
+        transducer.init(spec, jax.random.key(0)),
+        (transducer.Pairs(*pairs) for pairs in drawn),
+        sizes.steps,
+        sizes.lr,
+        spec.joint,
+    )
