@@ -11,7 +11,8 @@ rows as make `--tokens`, 65,536, since one row of 1,024 tokens lies in a CPU's c
 length. `growth` is the time of a row at a length to that at half of it, so 2 is linear: recurrences
 fail above 2.2. Where attention first takes longer than a recurrence is said at the end. The fastest
 of runs in one process, sides in turn, those above five seconds once. `--peer` are mixers of width
-256, forward: Mamba-2, and Mamba with a state of 16.
+256, forward: Mamba-2, and Mamba with a state of 16; and their projections alone, which both sides
+have to do.
 """
 
 import argparse
@@ -150,6 +151,22 @@ def peer(length: int, runs: int) -> None:
             f"{other / mine:.1f} times as fast",
             flush=True,
         )
+        projections([each.weight.detach() for each in (theirs.in_proj, theirs.out_proj)], length)
+
+
+def projections(weights: list[Any], length: int) -> None:
+    """Times of `[L, D]` by the matrices `[E, D]` of a mixer, by XLA and by PyTorch."""
+    import torch
+
+    there = [(torch.randn(length, w.shape[1]), w.T) for w in weights]
+    here = [[jnp.asarray(each.numpy()) for each in pair] for pair in there]
+    product = jax.jit(lambda pairs: [x @ w for x, w in pairs])
+    run_ours = lambda: jax.block_until_ready(product(here))  # noqa: E731
+    run_ours()
+    ours, theirs = fastest([run_ours, lambda: [x @ w for x, w in there]], 20)
+    print(
+        f"  its projections alone: {1e3 * ours:.1f} ms, PyTorch {1e3 * theirs:.1f} ms", flush=True
+    )
 
 
 def mixer(name: str, state: int, x_BLD: jax.Array) -> Callable[[], Any]:
