@@ -31,6 +31,7 @@ def _fail(*arguments, **keywords):
     raise AssertionError("something is trained")
 
 
+@pytest.mark.slow
 def test_results_have_every_curve_and_the_ranks(nope):
     result = json.loads((nope / "results.json").read_text())
     assert sum(result["mean_reciprocal_rank"].values()) == pytest.approx(1.5)  # 1 + 1/2

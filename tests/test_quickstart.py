@@ -70,6 +70,7 @@ def kept(written: dict[str, tuple[int, int]], name: str) -> dict[str, tuple[int,
     }
 
 
+@pytest.mark.slow
 def test_stopped_run_is_saved_and_says_so(stopped):
     code, out, err, written = stopped
     assert code == 0

@@ -123,6 +123,7 @@ def test_restores_where_rows_end_with_documents(data, tmp_path):
         assert_same(take(restored, 8), take(straight, 8))  # a window of 64 rows
 
 
+@pytest.mark.quick("first_fit")
 @pytest.mark.parametrize("method", PACKERS)
 def test_workers_give_the_same_batches_and_restore(data, corpus, method):
     config = data(source="text", paths=corpus, packing=method, countdown=True)

@@ -59,6 +59,7 @@ def written(events):
     return [out[number] for number in sorted(out)]
 
 
+@pytest.mark.quick("griffin")
 def test_batches_are_the_naive_loop(model):
     """Prompts in chunks, of one token, twice the same; rows that are free and taken again."""
     engine = Engine(model, rows=2, chunk=8)

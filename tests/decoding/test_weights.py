@@ -97,6 +97,7 @@ def test_logits_are_near(weights, tied):
     assert params["final_norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.quick("fire")
 @pytest.mark.parametrize("encoding", ["cope", "fire", "t5", "learned"])
 def test_what_encodings_learn_stays_as_it_is(encoding):
     fields = ["model.positions.shared=False"] if encoding == "fire" else []

@@ -119,6 +119,7 @@ def test_overrides_are_in_the_name_and_the_file_is_written_anew(rope, monkeypatc
     plain.unlink(), other.unlink()
 
 
+@pytest.mark.slow
 def test_biases_have_fields_that_a_window_bounds_and_infinite_ones_come_back(biased):
     path = evaluation.analyse_run(biased, [], LENGTH)
     raw = json.loads(path.read_text(), parse_constant=pytest.fail)

@@ -42,6 +42,7 @@ def test_entropy_falls_with_the_factor_and_is_the_log_of_keys_at_zero():
     assert np.all(np.diff(by_factor, axis=0) <= 1e-6)
 
 
+@pytest.mark.slow
 def test_aligned_temperature_of_a_model_is_found_and_falls_with_length(tiny):
     cfg = tiny("model.positions=t5")
     params = models.init(cfg, jax.random.key(0))

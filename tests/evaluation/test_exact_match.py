@@ -109,6 +109,7 @@ def test_a_study_is_run_once_and_seeds_differ(tmp_path, monkeypatch):
     assert generalization.study(cfg, tmp_path, **arguments) == first
 
 
+@pytest.mark.slow
 def test_rows_are_long_enough():
     long = dataclasses.replace(TASK, train=(2, 14), test=(15, 20))
     assert generalization.row_length(TASK, tasks.span(TASK.train)) == 32

@@ -152,6 +152,7 @@ class TestPasskey:
         assert passkey.found(" 12345.", 12345) and passkey.found("is 012345", 12345)
         assert not passkey.found(" 1, 12345", 12345) and not passkey.found("no number", 12345)
 
+    @pytest.mark.quick("rope", "dynamic_ntk")
     @pytest.mark.parametrize("positions", ["rope", "lm_infinite", "dynamic_ntk"])
     def test_one_reading_gives_what_two_would(self, folder, positions, tmp_path):
         from lcm.decoding.engine import Engine

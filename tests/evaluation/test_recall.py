@@ -27,6 +27,7 @@ def test_shares_are_of_what_is_asked_in_each_band():
     assert np.isnan(recall.by_band(right, asked, [(2, 3)])[0])
 
 
+@pytest.mark.slow
 def test_answers_with_bounded_states_are_plain_ones_until_bounds_bind(tiny):
     cfg = tiny("model.pattern=mamba2", "model.depth=1", "model.mlp=none", "model.vocab=12")
     params = models.init(cfg, jax.random.key(0))

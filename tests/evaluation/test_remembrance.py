@@ -41,6 +41,7 @@ def test_it_is_the_distance_of_two_passes(tiny):
     assert 0 < got < 1
 
 
+@pytest.mark.slow
 def test_norms_by_position_are_those_of_states_there(tiny):
     cfg, params, row = case(tiny, "model.pattern=mamba2,attention", "model.depth=2")
     (found,) = state_norms(cfg, params, row, every=8)

@@ -62,6 +62,7 @@ def test_ratio_one_and_an_identity_is_the_decoder_on_the_text(tiny):
     np.testing.assert_allclose(got, want[:, 8:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_layer_s_map_reaches_the_prompt_but_not_the_last(tiny):
     """What is added after the last layer is to places that no layer reads any more."""
     spec, params = made(tiny)

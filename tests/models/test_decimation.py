@@ -29,6 +29,7 @@ def read(made, how):
     return jax.jit(lambda p: decimation.read(spec, p, tokens, context, how))(params)
 
 
+@pytest.mark.quick("mamba2")
 def test_what_is_short_enough_is_read_as_ever(made):
     spec, params, tokens = made
     logits, kept = read(made, Decimation((1,), base=LENGTH, least=5))

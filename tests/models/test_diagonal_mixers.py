@@ -196,7 +196,7 @@ def test_a_mixer_is_its_twin(layer, name):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.quick("mamba1", "s5", "slstm")
+@pytest.mark.quick("mamba1", "slstm")
 @pytest.mark.parametrize("name", KEYS)
 def test_gradients_are_those_of_one_chunk_and_reach_the_state(layer, name):
     x, context = inputs()
@@ -224,7 +224,7 @@ def test_gradients_are_those_of_one_chunk_and_reach_the_state(layer, name):
     jax.tree_util.tree_map_with_path(close, got, want)
 
 
-@pytest.mark.quick("mamba1", "s5")
+@pytest.mark.quick("s5")
 @pytest.mark.parametrize("name", KEYS)
 def test_every_parameter_has_a_rule_and_learns(tiny, name):
     cfg = tiny(f"model.pattern={name}", "model.depth=1", *KEYS[name], "train.optimizer=muon")

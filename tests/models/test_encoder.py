@@ -73,6 +73,7 @@ def influence(spec, params, grid, length):
     return np.abs(np.asarray(jacobian))[:, 0].sum(-1) > 0
 
 
+@pytest.mark.slow
 def test_without_a_grid_it_is_the_decoder(tiny):
     spec, params, tokens = made(tiny)
     context = models.default_context(tokens.shape)

@@ -31,7 +31,7 @@ def ran(request):
     return cfg, params, row, state
 
 
-@pytest.mark.quick("mamba2", "hybrid")
+@pytest.mark.quick("mamba2")
 def test_a_passed_state_goes_on_and_has_no_gradient(ran):
     cfg, params, row, state = ran
     want, _ = models.apply(cfg, params, row)

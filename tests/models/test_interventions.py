@@ -177,7 +177,7 @@ def test_lstm_is_its_twin(tiny, extension):
     close_to_twin(tiny, ("model.pattern=lstm",), extension, lstm_twin)
 
 
-@pytest.mark.quick("mamba2", "mlstm", "rwkv7", "slstm", "mamba3")
+@pytest.mark.quick("mamba2", "rwkv7")
 @pytest.mark.parametrize(
     "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm", "mamba3"]
 )
@@ -198,6 +198,7 @@ def test_what_says_nothing_changes_nothing(tiny, mixer):
     assert np.isfinite(other).all() and abs(other - plain).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_spectrum_is_of_the_rates_that_are_trained(tiny):
     for mixer in ("kda", "mamba1", "s4d"):
         keys = (f"model.pattern={mixer}",)

@@ -44,6 +44,7 @@ def definition(layer, p, u):
     return out.reshape(len(u), -1) @ p["out"]
 
 
+@pytest.mark.quick("", "rank=2*")
 @pytest.mark.parametrize(
     "options", ["", "turned=1.0,normed=True", "turned=0.0", "rank=3", "rank=2,normed=True"]
 )

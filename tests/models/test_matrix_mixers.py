@@ -107,6 +107,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.quick("deltanet", "mlstm", "kda", "retnet", "gla")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_is_what_its_paper_defines(tiny, name):
     layer, params, run = mixer(tiny, name, *OPTIONS.get(name, []))
@@ -160,7 +161,7 @@ def test_initial_decays_are_as_published(tiny):
         assert 1e-3 <= dt.min() < 2e-3 and 0.07 < dt.max() <= 0.1001
 
 
-@pytest.mark.quick("gated_deltanet", "mlstm")
+@pytest.mark.quick("mlstm")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_learns_and_has_a_rule(tiny, name):
     cfg = tiny(f"model.mixer={name}", f"model.pattern={name}", "model.depth=1")

@@ -68,6 +68,7 @@ def test_initial_decays_are_as_published(tiny):
     assert 0.9 <= a.min() < 0.905 and 0.995 < a.max() <= 0.9991
 
 
+@pytest.mark.quick("rg-lru")
 @pytest.mark.parametrize("keys", [MAMBA2, RGLRU], ids=["mamba-2", "rg-lru"])
 def test_every_parameter_has_a_rule_and_learns(tiny, keys):
     cfg = tiny(*keys, "model.depth=1", "model.biases=all", "train.optimizer=muon")

@@ -168,6 +168,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["model.remat=full", *SLOW])
 def test_remat_and_scan_change_no_gradient(model, how):
     cfg, params = model

@@ -150,6 +150,7 @@ def gradients(backend, mask, where, arrays, slopes):
     return jax.jit(jax.grad(loss, tuple(range(6))))(*arrays, slopes)
 
 
+@pytest.mark.quick("causal-*", "window-*")
 @pytest.mark.parametrize(
     "name, many", [("causal", False), ("window", True), ("prefix", True), ("sinks", True)]
 )

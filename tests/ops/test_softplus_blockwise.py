@@ -51,7 +51,7 @@ def test_every_power(blocks, power):
     assert_gradients_equal(found, expected, 5e-5)
 
 
-@pytest.mark.quick("causal", "sinks", "chunks")
+@pytest.mark.quick("chunks")
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mask_in_loops(name, monkeypatch):
     small_blocks(monkeypatch, looped=True)

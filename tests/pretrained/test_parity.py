@@ -28,7 +28,7 @@ CACHED += ("mamba", "mamba2", "recurrent_gemma", "qwen3_next", "zamba2, blocks",
 OTHERS = [n for n in cases.CONFIGS if n not in (*CACHED, *cases.BY_LENGTH)]
 
 
-@pytest.mark.quick("llama, llama3", "gemma3", "mamba2")
+@pytest.mark.quick("mamba2", "llama, llama3")
 @pytest.mark.parametrize(
     "name", [*CACHED, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
 )

@@ -31,6 +31,7 @@ def parameters(folder) -> dict[str, np.ndarray]:
     return {path(keys): np.asarray(leaf) for keys, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_scales_of_heads_are_tuned_alone_and_stay_above_one(trained, tiny, tmp_path):
     cfg = tiny(
         "model.positions=head_scale+nope",
@@ -51,6 +52,7 @@ def test_scales_of_heads_are_tuned_alone_and_stay_above_one(trained, tiny, tmp_p
         np.testing.assert_array_equal(after[name], value)
 
 
+@pytest.mark.slow
 def test_a_learned_table_is_stretched_and_its_kept_rows_stay(trained, tiny, tmp_path):
     cfg = tiny(
         "model.positions=learned",

@@ -34,6 +34,7 @@ def tokens():
     return jax.random.randint(jax.random.key(5), (4, 17), 0, 256)
 
 
+@pytest.mark.slow
 def test_a_step_carries_the_states_of_every_mixer(tiny):
     """Traced alone: what is carried out has the shapes and names of what is carried in."""
     for mixer in RECURRENT:
@@ -50,7 +51,7 @@ def test_a_step_carries_the_states_of_every_mixer(tiny):
             assert bool(jax.tree.leaves(after.carried)) == fits, mixer
 
 
-@pytest.mark.quick("mlstm")
+@pytest.mark.quick("rglru")
 @pytest.mark.parametrize("mixer", ["rglru", "mlstm"])
 def test_final_states_are_passed_on(tiny, tokens, mixer):
     cfg = tiny(*SMALL, f"model.pattern={mixer}", "train.initial_state=passed")
@@ -93,6 +94,7 @@ def test_continued_rows_have_the_losses_of_whole_ones(tiny, tokens):
     assert abs(float(alone["loss"] - second["loss"])) > 1e-4
 
 
+@pytest.mark.quick("passed")
 @pytest.mark.parametrize("kind", ["passed", "fitted"])
 def test_microbatches_give_the_same_step(tiny, tokens, kind):
     found = []
@@ -105,6 +107,7 @@ def test_microbatches_give_the_same_step(tiny, tokens, kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), *found)
 
 
+@pytest.mark.slow
 def test_passed_states_are_of_other_rows_and_join_the_first_document(tiny, tokens):
     cfg = tiny(*SMALL, "model.pattern=mamba2", "train.initial_state=passed")
     spec = models.spec(cfg)
@@ -152,6 +155,7 @@ def test_fitted_and_noise_have_the_moments_they_should(tiny, tokens):
     assert float(start.layers[0].memory.std()) == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_states_it_left(tiny, tmp_path):
     keys = "train.schedule=constant", "checkpoint.every=2", "train.log_every=1"
     small = (*SMALL, *keys, "model.pattern=mamba2", "train.initial_state=passed")

@@ -120,6 +120,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path, steps):
     assert not (workdir / "config.json").exists()
 
 
+@pytest.mark.quick("model.width*")
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -50,6 +50,7 @@ def test_loss_is_the_weighted_mean_of_the_losses(tiny):
             assert np.isnan(got) and i >= 6
 
 
+@pytest.mark.quick("4")
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_equals_the_whole_batch(tiny, parts):
     batch = packed_batch()
@@ -101,6 +102,7 @@ def test_learns_a_repeated_batch(tiny):
     assert float(last["loss"]) < float(first["loss"]) - 2
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_in_pieces_give_the_same_step(tiny, monkeypatch, tied):
     batch, cfg = packed_batch(), tiny("train.warmup=0", f"model.tied={tied}")

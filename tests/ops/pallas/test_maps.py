@@ -62,7 +62,7 @@ def slopes_rounding(make, given, where):
     return np.finfo(np.float32).eps * size.sum((0, 1))
 
 
-@pytest.mark.quick("small-False", "larger than a tile-True")
+@pytest.mark.quick("small-False")
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_random_maps(name, traced):
@@ -195,6 +195,7 @@ def test_visits_are_what_is_listed():
         assert found == {tuple(map(int, x)) for x in expected if x[0] // 2 == group}
 
 
+@pytest.mark.quick("24", "100", "256")
 @pytest.mark.parametrize("size", [24, 64, 100, 128, 256, 300])
 def test_kinds_of_tiles(size):
     """Some and all of what a tile holds, against the map as a dense array."""

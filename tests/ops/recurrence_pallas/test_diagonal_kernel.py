@@ -33,6 +33,7 @@ def by_token(a, b, h0, reset):
     return diag_steps(a.astype(jnp.float32), b.astype(jnp.float32), h0, reset)
 
 
+@pytest.mark.quick("shape0-*", "shape3-*", "shape6-*")
 @pytest.mark.parametrize(
     "shape, dtype",
     [
