@@ -71,8 +71,9 @@ def op_matrix(
     batch, length, heads, width = v_BLHP.shape
     by_channel = log_decay.ndim == 4
     wide = log_decay.astype(jnp.float32)
-    groups = heads if by_channel else max(x.shape[2] for x in (q_BLGN, k_BLGN, *(erase or ())))
-    q, k, *erase = (by_head(x, groups, 2) for x in (q_BLGN, k_BLGN, *(erase or ())))
+    shared = q_BLGN, k_BLGN, *(erase or ())
+    groups = heads if by_channel else max(x.shape[2] for x in shared)
+    q, k, *erase = (by_head(x, groups, 2) for x in shared)
     if S0_BHNP is None:
         S0_BHNP = jnp.zeros((batch, heads, q.shape[-1], width), jnp.float32)
     if reset_BL is None:
@@ -83,8 +84,8 @@ def op_matrix(
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
 
-    if in_kernel and pallas.matrix_fits(q, v_BLHP, wide, erase):
-        return pallas.matrix(q, k, v_BLHP, wide, S0_BHNP, reset_BL)
+    if in_kernel and pallas.matrix_fits(shared, v_BLHP, wide):
+        return pallas.matrix(shared, v_BLHP, wide, S0_BHNP, reset_BL)
 
     size = min(chunk, length)
     if by_channel:

@@ -69,10 +69,7 @@ def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Give
     *found, d_G, d_S0 = _backward_call(tile, given, document, states, *d_out)
     pairs = zip(found[:2], given[:2], strict=True)
     d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(x.dtype) for d, x in pairs)
-    shape = *d_G.shape[:-1], -1, tile.chunk
-    d_log_decay = jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True)
-    d_log_decay = d_log_decay.reshape(d_G.shape)
-    return Given(d_q, d_k, found[2], d_log_decay, d_S0), None
+    return Given(d_q, d_k, found[2], of_log_decay(tile, d_G), d_S0), None
 
 
 run.defvjp(_forward, _backward)
@@ -82,9 +79,16 @@ def known(tile: Tile, log_decay: Array, document: Array) -> Array:
     """Inclusive sums of log-decays in chunks, to base 2, and documents, in rows of eights."""
     *outer, heads, length = log_decay.shape
     G = jnp.cumsum(log_decay.reshape(*outer, heads, -1, tile.chunk) * LOG2E, -1)
-    rows = jnp.broadcast_to(document[:, None, None, None], (*outer, 1, length))
+    rows = jnp.expand_dims(document, range(1, len(outer) + 1))
+    rows = jnp.broadcast_to(rows, (*outer, 1, length))
     found = jnp.concatenate([G.reshape(log_decay.shape), rows], -2)
     return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -(heads + 1) % SUBLANES), (0, 0)])
+
+
+def of_log_decay(tile: Tile, d_G: Array) -> Array:
+    """The gradient of log-decays, from that of their inclusive sums in chunks."""
+    shape = *d_G.shape[:-1], -1, tile.chunk
+    return jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True).reshape(d_G.shape)
 
 
 class _Grid:
