@@ -42,7 +42,7 @@ def matrix_fits(shared: Sequence[Array], v: Array, log_decay: Array) -> bool:
     if not plan.here() or length == 1 or log_decay.ndim != 3:
         return False
     groups, states = max(x.shape[2] for x in shared), shared[0].shape[3]
-    if len(shared) > 2:
+    if len(shared) > 2:  # a and b are among them
         own = heads // cut_of(heads, *(x.shape[2] for x in shared if x.shape[2] > 1))
         return erasing.block(own, states, width) is not None
     # The only group is cut with its heads, of several each device has whole ones.
@@ -51,17 +51,17 @@ def matrix_fits(shared: Sequence[Array], v: Array, log_decay: Array) -> bool:
 
 
 def matrix(
-    shared: Sequence[Array], v: Array, log_decay: Array, S0: Array, reset: Array
+    shared: Sequence[Array], v: Array, heads: Sequence[Array], S0: Array, reset: Array
 ) -> tuple[Array, Array]:
     """Outputs `[B, L, H, P]` and the last state `[B, H, N, P]` of one decay a head.
 
-    shared: q, k, and a, b if it erases, `[B, L, G, N]` each; log_decay: `[B, L, H]`; S0: `[B, H,
-    N, P]`; reset: bool `[B, L]`.
+    shared: q, k, and a, b if it erases, `[B, L, G, N]` each; heads: log-decays, and the rates of
+    erasure, `[B, L, H]` each; S0: `[B, H, N, P]`; reset: bool `[B, L]`.
     """
     # What there is one of all devices have.
-    cut = [None if x.shape[2] == 1 else 2 for x in shared]
+    cut = [None if x.shape[2] == 1 else 2 for x in shared] + [2] * (1 + len(heads))
     run = _erasing if len(shared) > 2 else _decaying
-    return over_mesh(run, (*cut, 2, 2, 1, None), (2, 1), *shared, v, log_decay, S0, reset)
+    return over_mesh(run, (*cut, 1, None), (2, 1), *shared, v, *heads, S0, reset)
 
 
 def _decaying(
@@ -90,7 +90,15 @@ def _decaying(
 
 
 def _erasing(
-    q: Array, k: Array, a: Array, b: Array, v: Array, log_decay: Array, S0: Array, reset: Array
+    q: Array,
+    k: Array,
+    a: Array,
+    b: Array,
+    v: Array,
+    log_decay: Array,
+    rate: Array,
+    S0: Array,
+    reset: Array,
 ) -> tuple[Array, Array]:
     batch, length, heads, width = v.shape
     states = q.shape[-1]
@@ -106,10 +114,12 @@ def _erasing(
             x = by_head(x, heads, 2)
         return _padded(x.reshape(batch, length, -1), missing)
 
-    decay = _padded(log_decay, missing).swapaxes(1, 2)
-    decay = decay.reshape(batch, -1, most, decay.shape[-1])
-    given = erasing.Given(*map(flat, (q, k, a, b, v)), decay, S0)
-    y, last = erasing.run(tile, given, _documents(reset, tile.chunk))
+    def of_blocks(x_BLH: Array) -> Array:
+        x = _padded(x_BLH.astype(jnp.float32), missing).swapaxes(1, 2)
+        return x.reshape(batch, -1, most, x.shape[-1])
+
+    given = *map(flat, (q, k, a, b, v)), *map(of_blocks, (log_decay, rate)), S0
+    y, last = erasing.run(tile, erasing.Given(*given), _documents(reset, tile.chunk))
     return y[:, :length].reshape(v.shape), last
 
 

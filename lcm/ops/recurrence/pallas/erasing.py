@@ -28,8 +28,8 @@ WIDEST, LARGEST = 512, 1 << 18  # rows or channels of all of them, numbers of th
 
 
 class Given(NamedTuple):
-    """What has gradients: q, k, a, b `[B, L, . N]`, v `[B, L, H P]`, the natural log_decay
-    `[B, M, H / M, L]` and the state `[B, H, N, P]`."""
+    """What has gradients: q, k, a, b `[B, L, . N]`, v `[B, L, H P]`, the natural log_decay and
+    the rate of erasure `[B, M, H / M, L]`, and the state `[B, H, N, P]`."""
 
     q: Array
     k: Array
@@ -37,6 +37,7 @@ class Given(NamedTuple):
     b: Array
     v: Array
     log_decay: Array
+    rate: Array
     S0: Array
 
 
@@ -73,11 +74,15 @@ def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Ar
 
 
 def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
-    *tokens, d_G, d_S0 = _backward_call(tile, *kept, *d_out)
-    return Given(*tokens, of_log_decay(tile, d_G), d_S0), None
+    *tokens, d_G, d_rate, d_S0 = _backward_call(tile, *kept, *d_out)
+    return Given(*tokens, of_log_decay(tile, d_G), d_rate, d_S0), None
 
 
 run.defvjp(_forward, _backward)
+
+
+def _known(tile: Tile, given: Given, document: Array) -> Array:
+    return known(tile, given.log_decay, document, given.rate)
 
 
 class _Grid:
@@ -133,7 +138,7 @@ def _forward_call(
     tile: Tile, given: Given, document: Array, keep: bool
 ) -> tuple[Array, Array, Array | None]:
     """Outputs, the last state, and if they are kept the states that enter chunks."""
-    grid, of_heads = _Grid(tile, given), known(tile, given.log_decay, document)
+    grid, of_heads = _Grid(tile, given), _known(tile, given, document)
     tokens, S0 = given[:5], given.S0
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     out = [jax.ShapeDtypeStruct(given.v.shape, given.v.dtype), float32(S0.shape)]
@@ -157,8 +162,8 @@ def _forward_call(
 def _backward_call(
     tile: Tile, given: Given, document: Array, states: Array, d_y: Array, d_last: Array
 ) -> tuple[Array, ...]:
-    """Gradients of tokens, of sums of log-decays, and of the state."""
-    grid, of_heads = _Grid(tile, given, reverse=True), known(tile, given.log_decay, document)
+    """Gradients of tokens, of sums of log-decays, of rates, and of the state."""
+    grid, of_heads = _Grid(tile, given, reverse=True), _known(tile, given, document)
     tokens = given[:5]
     specs, known_spec = [*map(grid.tokens, tokens)], grid.known(of_heads.shape[2])
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -177,4 +182,4 @@ def _backward_call(
         interpret=plan.interpret,
         name="erasing_backward",
     )(*arrays)
-    return *found, d_known[..., : tile.heads, :], d_S0
+    return *found, d_known[..., : tile.heads, :], d_known[..., tile.rates, :], d_S0

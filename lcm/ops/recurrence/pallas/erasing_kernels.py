@@ -1,23 +1,24 @@
 """The recurrence of a matrix that erases, with one decay a head: a chunk's products and gradients.
 
 Of a chunk that S enters, with G the inclusive sum of log-decays in it, e_i = exp(G_i), x_i =
-exp(G_{i-1}), f_j = exp(G_C - G_j), w = exp(G_C), and squares A_qy[i, j] = (q_i y_j) exp(G_i - G_j)
-for j <= i and A_ay[i, j] = (a_i y_j) exp(G_{i-1} - G_j) for j < i:
+exp(G_{i-1}), f_j = exp(G_C - G_j), w = exp(G_C), r_j the rate of erasure, D_ij = exp(G_i - G_j) for
+j <= i and D'_ij = exp(G_{i-1} - G_j) for j < i, squares are A_qy = q y^T D and A_ay = a y^T D', and
 
-    T = (I - A_ab)^-1       F = x a S + A_ak V       U = T F
-    Y = e q S + A_qk V + A_qb U                      S' = w S + k^T f V + b^T f U
+    T = (I - A_ab r)^-1     U = T (x a S + A_ak V)     W = r U
+    Y = e q S + A_qk V + A_qb W                        S' = w S + k^T f V + b^T f W
 
-(`lcm.ops.recurrence.matrix`; the form of arXiv:2412.06464). With B_qy[i, j] = (dY_i y_j) exp(G_i -
-G_j) and B_ay[i, j] = (dF_i y_j) exp(G_{i-1} - G_j), y being v for k and U for b,
+(`lcm.ops.recurrence.matrix`; the form of arXiv:2412.06464). With B_qy = D (dY z^T) and B_ay = D'
+(dF z^T), z being V for y = k and U for y = b,
 
-    dU = A_qb^T dY + f b dS'    dF = T^T dU    dV = A_qk^T dY + A_ak^T dF + f k dS'
-    dq = B_qk k + B_qb b + e dY S^T            dk = B_qk^T q + B_ak^T a + f V dS'^T
-    da = B_ak k + B_ab b + x dF S^T            db = B_qb^T q + B_ab^T a + f U dS'^T
-    dS = w dS' + q^T e dY + a^T x dF
+    dW = A_qb^T dY + f b dS'    dF = T^T r dW    dV = A_qk^T dY + A_ak^T dF + f k dS'
+    dq = B_qk k + B_qb r b + e dY S^T            dk = B_qk^T q + B_ak^T a + f V dS'^T
+    da = B_ak k + B_ab r b + x dF S^T            db = r (B_qb^T q + B_ab^T a + f U dS'^T)
+    dS = w dS' + q^T e dY + a^T x dF             dr_j = b_j db_j / r_j
     dG_i = q_i dq_i + a_{i+1} da_{i+1} - k_i dk_i - b_i db_i, and of the last one <S', dS'> too
 
-as Y is linear in q and exp(G), F in a and exp(G). Numbers of heads are to base 2. What a document's
-beginning cuts off is 0.
+as Y is linear in q and e, F in a and x. Products q dq and so on are sums of B A, so that what
+cancels in them is the same. Numbers of heads are to base 2. What a document's beginning cuts off
+is 0.
 """
 
 from typing import NamedTuple
@@ -53,6 +54,11 @@ class Tile(NamedTuple):
         """The channels of a head, `[C, P]`."""
         return x[:, head * self.width : (head + 1) * self.width]
 
+    @property
+    def rates(self) -> slice:
+        """The rows of rates in what is known: behind G of heads and documents."""
+        return slice(self.heads + 1, 2 * self.heads + 1)
+
 
 class Given(NamedTuple):
     """What a program is given of heads: q, k, a, b `[C, . N]`, v `[C, M P]`."""
@@ -65,7 +71,7 @@ class Given(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """A head's tokens, and its decays: from the beginning, to the end, between two tokens."""
+    """A head's tokens, and its decays and squares."""
 
     q: Array
     k: Array
@@ -75,16 +81,14 @@ class _Head(NamedTuple):
     entry: Array  # e, [C, 1]
     before: Array  # x, [C, 1]
     after: Array  # f, [C, 1]
-    between: Array  # of A_q, [C, C]
-    between_before: Array  # of A_a, [C, C]
-
-
-class _Squares(NamedTuple):
-    """A of a head, but A_ab."""
-
-    ak: Array
-    qk: Array
+    rate: Array  # r, [C, 1]
+    rate_row: Array  # [1, C]
+    D: Array  # [C, C]
+    D_before: Array  # D'
+    qk: Array  # A
     qb: Array
+    ak: Array
+    ab: Array
 
 
 def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
@@ -103,15 +107,14 @@ def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
     for ref in kept:
         ref[...] = state[...]
     heads = _heads(tile, known, given)
-    squares, found = _found(heads, [state[r] for r in range(tile.heads)])
     outputs = []
-    for r, (head, A, (_, U)) in enumerate(zip(heads, squares, found, strict=True)):
-        S, narrow = state[r], head.v.dtype
-        within = dot(A.qk.astype(narrow), head.v, (1, 0))
-        within += dot(A.qb.astype(narrow), U.astype(narrow), (1, 0))
+    for r, (head, (_, U)) in enumerate(zip(heads, _erased(heads, state), strict=True)):
+        S, W, narrow = state[r], head.rate * U, head.v.dtype
+        within = dot(head.qk.astype(narrow), head.v, (1, 0))
+        within += dot(head.qb.astype(narrow), W.astype(narrow), (1, 0))
         outputs.append(within + head.entry * wide_dot(head.q, S, (1, 0)))
         written = wide_dot(transposed(head.k), head.after * head.v, (1, 0))
-        written += wide_dot(transposed(head.b), head.after * U, (1, 0))
+        written += wide_dot(transposed(head.b), head.after * W, (1, 0))
         state[r] = head.entry[-1:] * S + written
     y[...] = jnp.concatenate(outputs, 1).astype(y.dtype)
 
@@ -120,31 +123,11 @@ def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
         last[...] = state[...]
 
 
-def _found(
-    heads: list[_Head], states: list[Array]
-) -> tuple[list[_Squares], list[tuple[Array, Array]]]:
-    """Squares, and T and U, of all heads."""
-    T = inverses([dot(h.a, h.b, (1, 1)) * h.between_before for h in heads])
-    squares = [
-        _Squares(
-            dot(h.a, h.k, (1, 1)) * h.between_before,
-            dot(h.q, h.k, (1, 1)) * h.between,
-            dot(h.q, h.b, (1, 1)) * h.between,
-        )
-        for h in heads
-    ]
-    F = [
-        h.before * wide_dot(h.a, S, (1, 0)) + wide_dot(A.ak, h.v, (1, 0))
-        for h, A, S in zip(heads, squares, states, strict=True)
-    ]
-    return squares, [(x, dot(x, y, (1, 0))) for x, y in zip(T, F, strict=True)]
-
-
 def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
     """Gradients, of a grid whose last axis is of chunks from the last one.
 
     refs: those of `Given`, the states that enter chunks, gradients of outputs and the last state;
-    those of `Given`, of G and of the state before; the state's.
+    those of `Given`, of G and rates, and of the state before; the state's.
     """
     given, (states, d_y, d_last) = Given(*refs[:5]), refs[5:8]
     *d_given, d_known, d_S0, d_state = refs[8:]
@@ -155,18 +138,16 @@ def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
         d_state[...] = d_last[...]
 
     heads = _heads(tile, known, given)
-    squares, inner = _found(heads, [states[r] for r in range(tile.heads)])
     parts = [
-        _gradients(head, A, T, U, states[r], tile.own(d_y, r), d_state[r])
-        for r, (head, A, (T, U)) in enumerate(zip(heads, squares, inner, strict=True))
+        _gradients(head, T, U, states[r], tile.own(d_y, r), d_state[r])
+        for r, (head, (T, U)) in enumerate(zip(heads, _erased(heads, states), strict=True))
     ]
     for r, part in enumerate(parts):
         d_state[r] = part.S
     for at, ref in enumerate(d_given):
-        _add(tile, ref, [part.given[at] for part in parts])
-    d_rows = jnp.concatenate([part.G for part in parts], 1).T
-    d_known[...] = jnp.zeros_like(d_known)
-    d_known[: tile.heads] = d_rows
+        _add(ref, [part.given[at] for part in parts])
+    d_known[: tile.heads] = jnp.concatenate([part.G for part in parts])
+    d_known[tile.rates] = jnp.concatenate([part.rate for part in parts])
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
@@ -174,56 +155,81 @@ def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
 
 
 class _Gradients(NamedTuple):
-    """Of a head: q, k, a, b and v, G `[C, 1]` and the state."""
+    """Of a head: q, k, a, b and v; G and rate, `[1, C]`; the state."""
 
     given: Given
     G: Array
+    rate: Array
     S: Array
 
 
-def _gradients(
-    head: _Head, A: _Squares, T: Array, U: Array, S: Array, d_y: Array, d_S: Array
-) -> _Gradients:
-    q, k, a, b, v, entry, before, after, between, between_before = head
+def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array) -> _Gradients:
+    q, k, a, b, v = head[:5]
     narrow = lambda x: x.astype(v.dtype)  # noqa: E731
-    d_U = dot(narrow(A.qb.T), d_y, (1, 0)) + after * wide_dot(b, d_S, (1, 0))
-    d_F = dot(T.T, d_U, (1, 0))
-    d_v = dot(narrow(A.qk.T), d_y, (1, 0)) + after * wide_dot(k, d_S, (1, 0))
-    d_v += dot(narrow(A.ak.T), narrow(d_F), (1, 0))
+    d_W = dot(narrow(head.qb.T), d_y, (1, 0)) + head.after * wide_dot(b, d_S, (1, 0))
+    d_F = dot(T.T, head.rate * d_W, (1, 0))
+    d_v = dot(narrow(head.qk.T), d_y, (1, 0)) + head.after * wide_dot(k, d_S, (1, 0))
+    d_v += dot(narrow(head.ak.T), narrow(d_F), (1, 0))
 
-    qk, qb = (between * dot(d_y, narrow(x), (1, 1)) for x in (v, U))
-    ak, ab = (between_before * dot(narrow(d_F), narrow(x), (1, 1)) for x in (v, U))
-    d_q = _pair(qk, k, qb, b) + entry * wide_dot(d_y, S, (1, 1))
-    d_a = _pair(ak, k, ab, b) + before * wide_dot(d_F, S, (1, 1))
-    k_written, b_written = (after * wide_dot(x, d_S, (1, 1)) for x in (v, U))
-    d_k = _pair(qk.T, q, ak.T, a) + k_written
-    d_b = _pair(qb.T, q, ab.T, a) + b_written
-    d_before = wide_dot(transposed(q), entry * d_y, (1, 0))
-    d_before += wide_dot(transposed(a), before * d_F, (1, 0))
-    w = entry[-1:]
+    d_qk, d_qb = (dot(d_y, narrow(z), (1, 1)) for z in (v, U))
+    d_ak, d_ab = (dot(narrow(d_F), narrow(z), (1, 1)) for z in (v, U))
+    qk, qb, ak, ab = (
+        narrow(x)
+        for x in (head.D * d_qk, head.D * d_qb, head.D_before * d_ak, head.D_before * d_ab)
+    )
+    from_q = head.entry * wide_dot(d_y, S, (1, 1))
+    from_a = head.before * wide_dot(narrow(d_F), S, (1, 1))
+    from_k, from_b = (head.after * wide_dot(narrow(z), d_S, (1, 1)) for z in (v, U))
+    erased = narrow(head.rate * b)
+    d_q = from_q + _pair(qk, narrow(k), qb, erased)
+    d_a = from_a + _pair(ak, narrow(k), ab, erased)
+    d_k = from_k + _pair(transposed(qk), narrow(q), transposed(ak), narrow(a))
+    d_b = head.rate * (from_b + _pair(transposed(qb), narrow(q), transposed(ab), narrow(a)))
+    d_before = wide_dot(transposed(q), head.entry * d_y, (1, 0))
+    d_before += wide_dot(transposed(a), head.before * d_F, (1, 0))
 
-    row = jax.lax.broadcasted_iota(jnp.int32, entry.shape, 0)
-    is_last = row == len(row) - 1
-    at_end = (k * k_written + b * b_written).sum() + (w * S * d_S).sum()
-    column = (q * d_q - k * d_k - b * d_b).sum(1, keepdims=True)
-    column += jnp.where(is_last, at_end, jnp.roll((a * d_a).sum(1, keepdims=True), -1, 0))
-    return _Gradients(Given(d_q, d_k, d_a, d_b, d_v), column, w * d_S + d_before)
+    # Sums of B A over what a token sees, and over what sees it.
+    d_qk, d_qb = d_qk * head.qk, d_qb * head.qb
+    d_ak, d_ab = d_ak * head.ak, d_ab * head.ab
+    total = lambda x: x.sum(1, keepdims=True)  # noqa: E731
+    seen_by_q = total(d_qk + head.rate_row * d_qb) + total(q * from_q)
+    seen_by_a = total(d_ak + head.rate_row * d_ab) + total(a * from_a)
+    d_rate_C1, k_written = total(b * from_b), total(k * from_k)
+    written = k_written + head.rate * d_rate_C1
+    w, row = head.entry[-1:], jax.lax.broadcasted_iota(jnp.int32, head.entry.shape, 0)
+    at_end = written.sum(0, keepdims=True) + w * (S * d_S).sum(keepdims=True)
+    d_G_C1 = seen_by_q - written
+    d_G_C1 += jnp.where(row == len(row) - 1, at_end, jnp.roll(seen_by_a, -1, 0))
+
+    d_rate = (d_qb + d_ab).sum(0, keepdims=True)
+    d_G = d_G_C1.T - (d_qk + d_ak).sum(0, keepdims=True) - head.rate_row * d_rate
+    own = Given(d_q, d_k, d_a, d_b, d_v)
+    return _Gradients(own, d_G, d_rate + d_rate_C1.T, w * d_S + d_before)
 
 
 def _pair(first: Array, x: Array, second: Array, y: Array) -> Array:
-    return wide_dot(first, x, (1, 0)) + wide_dot(second, y, (1, 0))
+    return dot(first, x, (1, 0)) + dot(second, y, (1, 0))
 
 
-def _add(tile: Tile, ref: Ref, parts: list[Array]) -> None:
+def _add(ref: Ref, parts: list[Array]) -> None:
     """Writes a block of gradients, of what heads share the sum."""
-    width = parts[0].shape[1]
-    each = len(parts) * width // ref.shape[1]
+    each = len(parts) * parts[0].shape[1] // ref.shape[1]
     sums = [sum(parts[at : at + each]) for at in range(0, len(parts), each)]
     ref[...] = jnp.concatenate(sums, 1).astype(ref.dtype)
 
 
+def _erased(heads: list[_Head], states: Ref) -> list[tuple[Array, Array]]:
+    """T and U of all heads."""
+    T = inverses([head.rate_row * head.ab for head in heads])
+    found = [
+        h.before * wide_dot(h.a, states[r], (1, 0)) + wide_dot(h.ak, h.v, (1, 0))
+        for r, h in enumerate(heads)
+    ]
+    return [(x, dot(x, y, (1, 0))) for x, y in zip(T, found, strict=True)]
+
+
 def _heads(tile: Tile, known: Ref, given: Given) -> list[_Head]:
-    """Tokens and decays of all heads of a block, from their G and documents, `[rows, C]`."""
+    """Tokens, decays and squares of a block's heads, from what is known of them, `[rows, C]`."""
     rows = known[...]
     columns, at = rows.T, tile.heads
     document, last = columns[:, at : at + 1], columns[-1:]
@@ -232,22 +238,38 @@ def _heads(tile: Tile, known: Ref, given: Given) -> list[_Head]:
     )
     same = jnp.broadcast_to(document, row.shape) == jnp.broadcast_to(rows[at : at + 1], row.shape)
     begun = jnp.where(row[:, :1] == 0, 0.0, jnp.roll(columns, 1, 0))
+    products = {}
 
     def decay(there: Array, span: Array) -> Array:
         return jnp.exp2(jnp.where(there, span, -jnp.inf))
 
-    found = []
-    for r in range(tile.heads):
+    def product(x: str, y: str, r: int) -> Array:
+        """Of what several heads share, one."""
+        x, y = getattr(given, x), getattr(given, y)
+        key = id(x), tile.place(x, r), id(y), tile.place(y, r)
+        if key not in products:
+            products[key] = dot(tile.shared(x, r), tile.shared(y, r), (1, 1))
+        return products[key]
+
+    def head(r: int) -> _Head:
         G, G_before, G_row = columns[:, r : r + 1], begun[:, r : r + 1], rows[r : r + 1]
-        shared = (tile.shared(x, r) for x in given[:4])
-        head = _Head(
-            *shared,
+        D = decay(same & (row >= column), G - G_row)
+        D_before = decay(same & (row > column), G_before - G_row)
+        rate = at + 1 + r
+        return _Head(
+            *(tile.shared(x, r) for x in given[:4]),
             tile.own(given.v, r),
             entry=decay(document == 0, G),
             before=decay(document == 0, G_before),
             after=decay(document == last[:, at : at + 1], last[:, r : r + 1] - G),
-            between=decay(same & (row >= column), G - G_row),
-            between_before=decay(same & (row > column), G_before - G_row),
+            rate=columns[:, rate : rate + 1],
+            rate_row=rows[rate : rate + 1],
+            D=D,
+            D_before=D_before,
+            qk=product("q", "k", r) * D,
+            qb=product("q", "b", r) * D,
+            ak=product("a", "k", r) * D_before,
+            ab=product("a", "b", r) * D_before,
         )
-        found.append(head)
-    return found
+
+    return [head(r) for r in range(tile.heads)]

@@ -75,14 +75,14 @@ def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Give
 run.defvjp(_forward, _backward)
 
 
-def known(tile: Tile, log_decay: Array, document: Array) -> Array:
-    """Inclusive sums of log-decays in chunks, to base 2, and documents, in rows of eights."""
+def known(tile: Tile, log_decay: Array, document: Array, *more: Array) -> Array:
+    """Inclusive sums of log-decays in chunks, to base 2, documents, and more, in rows of eights."""
     *outer, heads, length = log_decay.shape
     G = jnp.cumsum(log_decay.reshape(*outer, heads, -1, tile.chunk) * LOG2E, -1)
     rows = jnp.expand_dims(document, range(1, len(outer) + 1))
     rows = jnp.broadcast_to(rows, (*outer, 1, length))
-    found = jnp.concatenate([G.reshape(log_decay.shape), rows], -2)
-    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -(heads + 1) % SUBLANES), (0, 0)])
+    found = jnp.concatenate([G.reshape(log_decay.shape), rows, *more], -2)
+    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -found.shape[-2] % SUBLANES), (0, 0)])
 
 
 def of_log_decay(tile: Tile, d_G: Array) -> Array:
