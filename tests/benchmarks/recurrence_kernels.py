@@ -62,15 +62,17 @@ from lcm.ops.recurrence import op_diag, op_matrix
 MIB = 2**20
 HEADS, SIZE, STATES, TOKENS = 24, 64, 128, 16384
 XLA_CHUNK = 256  # what "0" is without kernels; a chunk that is asked for is XLA's
+RULES, XLA_RULES = 4096, 64  # tokens of the delta rule, and what suits XLA best there
 
 
 class Case(NamedTuple):
-    """A recurrence forward and with all its gradients; turns of the loops of its kernels."""
+    """A recurrence, turns of the loops of its kernels, and the chunk of XLA."""
 
     name: str
     build: Callable[..., tuple]
     given: tuple
     turns: int
+    xla_chunk: int = XLA_CHUNK
 
 
 def vector(length: int, width: int, dtype: str, chunk: int) -> tuple:
@@ -87,6 +89,18 @@ def matrix(dtype: str, chunk: int) -> tuple:
     return _both(lambda q, k, v, l: op_matrix(q, k, v, l, chunk=chunk)[0]), (v, q, q, v, l)
 
 
+def delta(heads: int, backward: bool, chunk: int) -> tuple:
+    """`op_matrix` of Gated DeltaNet as in Qwen3-Next: 16 heads of keys and some of values."""
+    shape = lambda *s, dtype="bfloat16": jax.ShapeDtypeStruct((1, RULES, *s), dtype)  # noqa: E731
+    q, v, l = shape(16, STATES), shape(heads, STATES), shape(heads, dtype="float32")
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, l: jax.Array, rate: jax.Array) -> jax.Array:
+        return op_matrix(q, k, v, l, (k, k, rate), chunk=chunk)[0]
+
+    given = q, q, v, l, l
+    return (_both(run), (v, *given)) if backward else (run, given)
+
+
 def _both(run: Callable) -> Callable:
     def both(d: jax.Array, *given: jax.Array) -> tuple:
         y, pull = jax.vjp(run, *given)
@@ -96,7 +110,7 @@ def _both(run: Callable) -> Callable:
 
 
 def cases() -> list[Case]:
-    from lcm.ops.recurrence.pallas import matrices, plan, vectors
+    from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
 
     found = []
     for length in (4096, 32768):
@@ -106,11 +120,17 @@ def cases() -> list[Case]:
             found.append(Case(f"vector {width} x {length}", vector, given, turns))
     block = matrices.block(HEADS, SIZE, STATES)
     turns = TOKENS // matrices.CHUNK * (HEADS // block)
-    return found + [Case(f"matrix {t}", matrix, (t,), turns) for t in ("float32", "bfloat16")]
+    found += [Case(f"matrix {t}", matrix, (t,), turns) for t in ("float32", "bfloat16")]
+    for heads in (16, 32):
+        turns = RULES // erasing.CHUNK * (heads // erasing.block(heads, STATES, STATES))
+        for backward in (False, True):
+            name = f"delta {heads} {'both' if backward else 'forward'}"
+            found.append(Case(name, delta, (heads, backward), turns, XLA_RULES))
+    return found
 
 
 def of_xla(case: Case, topology: str) -> tuple[str, hlo.Totals, int]:
-    fn, args = case.build(*case.given, XLA_CHUNK)
+    fn, args = case.build(*case.given, case.xla_chunk)
     program = aot.compile(fn, *args, topology=topology)
     totals = hlo.Module(program.compiled.as_text()).totals()
     return f"XLA {totals.cycles / 1e6:.2f}M", totals, program.temporaries

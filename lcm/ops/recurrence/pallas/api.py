@@ -118,8 +118,9 @@ def _erasing(
         x = _padded(x_BLH.astype(jnp.float32), missing).swapaxes(1, 2)
         return x.reshape(batch, -1, most, x.shape[-1])
 
-    given = *map(flat, (q, k, a, b, v)), *map(of_blocks, (log_decay, rate)), S0
-    y, last = erasing.run(tile, erasing.Given(*given), _documents(reset, tile.chunk))
+    tokens = erasing.Tokens(*map(flat, (q, k, a, b, v)))
+    given = erasing.Given(tokens, of_blocks(log_decay), of_blocks(rate), S0)
+    y, last = erasing.run(tile, given, _documents(reset, tile.chunk))
     return y[:, :length].reshape(v.shape), last
 
 

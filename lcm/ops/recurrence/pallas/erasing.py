@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.recurrence.pallas import erasing_kernels as kernels
 from lcm.ops.recurrence.pallas import plan, triangles
-from lcm.ops.recurrence.pallas.erasing_kernels import Tile
+from lcm.ops.recurrence.pallas.erasing_kernels import Tile, Tokens
 from lcm.ops.recurrence.pallas.matrices import known, of_log_decay
 from lcm.ops.tpu import LANES, parameters
 from lcm.types import Array
@@ -28,14 +28,10 @@ WIDEST, LARGEST = 512, 1 << 18  # rows or channels of all of them, numbers of th
 
 
 class Given(NamedTuple):
-    """What has gradients: q, k, a, b `[B, L, . N]`, v `[B, L, H P]`, the natural log_decay and
-    the rate of erasure `[B, M, H / M, L]`, and the state `[B, H, N, P]`."""
+    """What has gradients: tokens `[B, L, . N]` and `[B, L, H P]`, the natural log_decay and the
+    rate of erasure `[B, M, H / M, L]`, and the state `[B, H, N, P]`."""
 
-    q: Array
-    k: Array
-    a: Array
-    b: Array
-    v: Array
+    tokens: Tokens
     log_decay: Array
     rate: Array
     S0: Array
@@ -75,21 +71,21 @@ def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Ar
 
 def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
     *tokens, d_G, d_rate, d_S0 = _backward_call(tile, *kept, *d_out)
-    return Given(*tokens, of_log_decay(tile, d_G), d_rate, d_S0), None
+    return Given(Tokens(*tokens), of_log_decay(tile.chunk, d_G), d_rate, d_S0), None
 
 
 run.defvjp(_forward, _backward)
 
 
 def _known(tile: Tile, given: Given, document: Array) -> Array:
-    return known(tile, given.log_decay, document, given.rate)
+    return known(tile.chunk, given.log_decay, document, given.rate)
 
 
 class _Grid:
     """Blocks of arrays on a grid of (batch, block of heads, chunk)."""
 
     def __init__(self, tile: Tile, given: Given, reverse: bool = False):
-        batch, length, _ = given.v.shape
+        batch, length, _ = given.tokens.v.shape
         self.tile, self.reverse = tile, reverse
         self.blocks, self.chunks = given.log_decay.shape[1], length // tile.chunk
         self.shape = batch, self.blocks, self.chunks
@@ -139,16 +135,16 @@ def _forward_call(
 ) -> tuple[Array, Array, Array | None]:
     """Outputs, the last state, and if they are kept the states that enter chunks."""
     grid, of_heads = _Grid(tile, given), _known(tile, given, document)
-    tokens, S0 = given[:5], given.S0
+    tokens, S0 = given.tokens, given.S0
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    out = [jax.ShapeDtypeStruct(given.v.shape, given.v.dtype), float32(S0.shape)]
+    out = [jax.ShapeDtypeStruct(tokens.v.shape, tokens.v.dtype), float32(S0.shape)]
     out += [float32((len(S0), grid.chunks, *S0.shape[1:]))] * keep
     arrays = of_heads, *tokens, S0
     y, last, *states = pl.pallas_call(
         functools.partial(kernels.forward, tile),
         grid=grid.shape,
         in_specs=[grid.known(of_heads.shape[2]), *map(grid.tokens, tokens), grid.state()],
-        out_specs=[grid.tokens(given.v), grid.state(), *[grid.entering()] * keep],
+        out_specs=[grid.tokens(tokens.v), grid.state(), *[grid.entering()] * keep],
         out_shape=out,
         scratch_shapes=grid.scratch(),
         compiler_params=parameters(2, 1),
@@ -164,7 +160,7 @@ def _backward_call(
 ) -> tuple[Array, ...]:
     """Gradients of tokens, of sums of log-decays, of rates, and of the state."""
     grid, of_heads = _Grid(tile, given, reverse=True), _known(tile, given, document)
-    tokens = given[:5]
+    tokens = given.tokens
     specs, known_spec = [*map(grid.tokens, tokens)], grid.known(of_heads.shape[2])
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tokens]

@@ -21,12 +21,13 @@ cancels in them is the same. Numbers of heads are to base 2. What a document's b
 is 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from lcm.ops.recurrence.pallas.matrix_kernels import seen
 from lcm.ops.recurrence.pallas.plan import Ref
 from lcm.ops.recurrence.pallas.products import dot, transposed, wide_dot
 from lcm.ops.recurrence.pallas.triangles import inverses
@@ -60,14 +61,14 @@ class Tile(NamedTuple):
         return slice(self.heads + 1, 2 * self.heads + 1)
 
 
-class Given(NamedTuple):
-    """What a program is given of heads: q, k, a, b `[C, . N]`, v `[C, M P]`."""
+class Tokens(NamedTuple):
+    """q, k, a, b `[..., . N]`, which heads may share in groups, and v `[..., M P]`."""
 
-    q: Ref
-    k: Ref
-    a: Ref
-    b: Ref
-    v: Ref
+    q: Any
+    k: Any
+    a: Any
+    b: Any
+    v: Any
 
 
 class _Head(NamedTuple):
@@ -94,10 +95,10 @@ class _Head(NamedTuple):
 def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
     """Outputs and the last state of a grid whose last axis is of chunks.
 
-    refs: those of `Given`, the state before; outputs and the last state; where they are kept the
+    refs: those of `Tokens`, the state before; outputs and the last state; where they are kept the
     states that enter chunks; the state.
     """
-    given, (S0, y, last, *kept, state) = Given(*refs[:5]), refs[5:]
+    tokens, (S0, y, last, *kept, state) = Tokens(*refs[:5]), refs[5:]
     step = pl.program_id(2)
 
     @pl.when(step == 0)
@@ -106,7 +107,7 @@ def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
 
     for ref in kept:
         ref[...] = state[...]
-    heads = _heads(tile, known, given)
+    heads = _heads(tile, known, tokens)
     outputs = []
     for r, (head, (_, U)) in enumerate(zip(heads, _erased(heads, state), strict=True)):
         S, W, narrow = state[r], head.rate * U, head.v.dtype
@@ -126,26 +127,26 @@ def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
 def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
     """Gradients, of a grid whose last axis is of chunks from the last one.
 
-    refs: those of `Given`, the states that enter chunks, gradients of outputs and the last state;
-    those of `Given`, of G and rates, and of the state before; the state's.
+    refs: those of `Tokens`, the states that enter chunks, gradients of outputs and the last state;
+    those of `Tokens`, of G and rates, and of the state before; the state's.
     """
-    given, (states, d_y, d_last) = Given(*refs[:5]), refs[5:8]
-    *d_given, d_known, d_S0, d_state = refs[8:]
+    tokens, (states, d_y, d_last) = Tokens(*refs[:5]), refs[5:8]
+    *d_tokens, d_known, d_S0, d_state = refs[8:]
     step = pl.program_id(2)
 
     @pl.when(step == 0)
     def _():
         d_state[...] = d_last[...]
 
-    heads = _heads(tile, known, given)
+    heads = _heads(tile, known, tokens)
     parts = [
         _gradients(head, T, U, states[r], tile.own(d_y, r), d_state[r])
         for r, (head, (T, U)) in enumerate(zip(heads, _erased(heads, states), strict=True))
     ]
     for r, part in enumerate(parts):
         d_state[r] = part.S
-    for at, ref in enumerate(d_given):
-        _add(ref, [part.given[at] for part in parts])
+    for at, ref in enumerate(d_tokens):
+        _add(ref, [part.tokens[at] for part in parts])
     d_known[: tile.heads] = jnp.concatenate([part.G for part in parts])
     d_known[tile.rates] = jnp.concatenate([part.rate for part in parts])
 
@@ -157,7 +158,7 @@ def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
 class _Gradients(NamedTuple):
     """Of a head: q, k, a, b and v; G and rate, `[1, C]`; the state."""
 
-    given: Given
+    tokens: Tokens
     G: Array
     rate: Array
     S: Array
@@ -203,7 +204,7 @@ def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array
 
     d_rate = (d_qb + d_ab).sum(0, keepdims=True)
     d_G = d_G_C1.T - (d_qk + d_ak).sum(0, keepdims=True) - head.rate_row * d_rate
-    own = Given(d_q, d_k, d_a, d_b, d_v)
+    own = Tokens(d_q, d_k, d_a, d_b, d_v)
     return _Gradients(own, d_G, d_rate + d_rate_C1.T, w * d_S + d_before)
 
 
@@ -228,24 +229,21 @@ def _erased(heads: list[_Head], states: Ref) -> list[tuple[Array, Array]]:
     return [(x, dot(x, y, (1, 0))) for x, y in zip(T, found, strict=True)]
 
 
-def _heads(tile: Tile, known: Ref, given: Given) -> list[_Head]:
+def _heads(tile: Tile, known: Ref, tokens: Tokens) -> list[_Head]:
     """Tokens, decays and squares of a block's heads, from what is known of them, `[rows, C]`."""
     rows = known[...]
     columns, at = rows.T, tile.heads
-    document, last = columns[:, at : at + 1], columns[-1:]
-    row, column = (
-        jax.lax.broadcasted_iota(jnp.int32, (tile.chunk, tile.chunk), axis) for axis in (0, 1)
-    )
-    same = jnp.broadcast_to(document, row.shape) == jnp.broadcast_to(rows[at : at + 1], row.shape)
+    document, last, there = columns[:, at : at + 1], columns[-1:], seen(at, known)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, there.shape, axis) for axis in (0, 1))
     begun = jnp.where(row[:, :1] == 0, 0.0, jnp.roll(columns, 1, 0))
     products = {}
 
-    def decay(there: Array, span: Array) -> Array:
-        return jnp.exp2(jnp.where(there, span, -jnp.inf))
+    def decay(where: Array, span: Array) -> Array:
+        return jnp.exp2(jnp.where(where, span, -jnp.inf))
 
     def product(x: str, y: str, r: int) -> Array:
         """Of what several heads share, one."""
-        x, y = getattr(given, x), getattr(given, y)
+        x, y = getattr(tokens, x), getattr(tokens, y)
         key = id(x), tile.place(x, r), id(y), tile.place(y, r)
         if key not in products:
             products[key] = dot(tile.shared(x, r), tile.shared(y, r), (1, 1))
@@ -253,12 +251,12 @@ def _heads(tile: Tile, known: Ref, given: Given) -> list[_Head]:
 
     def head(r: int) -> _Head:
         G, G_before, G_row = columns[:, r : r + 1], begun[:, r : r + 1], rows[r : r + 1]
-        D = decay(same & (row >= column), G - G_row)
-        D_before = decay(same & (row > column), G_before - G_row)
+        D = decay(there, G - G_row)
+        D_before = decay(there & (row != column), G_before - G_row)
         rate = at + 1 + r
         return _Head(
-            *(tile.shared(x, r) for x in given[:4]),
-            tile.own(given.v, r),
+            *(tile.shared(x, r) for x in tokens[:4]),
+            tile.own(tokens.v, r),
             entry=decay(document == 0, G),
             before=decay(document == 0, G_before),
             after=decay(document == last[:, at : at + 1], last[:, r : r + 1] - G),

@@ -71,11 +71,11 @@ def forward(
 
     for ref in kept:
         ref[...] = state[...]
-    own, seen = _known(tile, known), _seen(tile, known)
+    own, there = _known(tile, known), seen(tile.heads, known)
     scores = dot(q[...], k[...], (1, 1))
     S = state[...]
     found = [
-        dot((scores * _decay(tile, own, seen, r)).astype(v.dtype), v[:, tile.lanes(r)], (1, 0))
+        dot((scores * _decay(tile, own, there, r)).astype(v.dtype), v[:, tile.lanes(r)], (1, 0))
         for r in range(tile.heads)
     ]
     y[...] = (jnp.concatenate(found, 1) + own.entry * wide_dot(q[...], S, (1, 0))).astype(y.dtype)
@@ -113,7 +113,7 @@ def backward(
     def _():
         d_state[...] = d_last[...]
 
-    own, seen = _known(tile, known), _seen(tile, known, turned=True)
+    own, there = _known(tile, known), seen(tile.heads, known, turned=True)
     scores, S, d_S = dot(k[...], q[...], (1, 1)), states[...], d_state[...]
     from_y, from_v = own.entry * d_y[...], own.after * v[...]
     through = d_y[...] * (own.entry * wide_dot(q[...], S, (1, 0)))
@@ -132,7 +132,7 @@ def backward(
     found = []
     for r in range(tile.heads):
         lanes = tile.lanes(r)
-        decay, d_own = _decay(tile, own, seen, r, turned=True), d_y[:, lanes]
+        decay, d_own = _decay(tile, own, there, r, turned=True), d_y[:, lanes]
         d_product = decay * dot(v[:, lanes], d_own, (1, 1))
         d_scores += d_product
         found.append(dot((scores * decay).astype(v.dtype), d_own, (1, 0)))
@@ -167,16 +167,16 @@ def _known(tile: Tile, known: Ref) -> _Known:
     return _Known(rows, columns, tile.wide(entry), tile.wide(after))
 
 
-def _seen(tile: Tile, known: Ref, turned: bool = False) -> Array:
+def seen(heads: int, known: Ref, turned: bool = False) -> Array:
     """Which tokens (lanes) a token (sublanes) sees, or is seen by if turned, `[C, C]`."""
-    document = known[tile.heads : tile.heads + 1]
-    square = (tile.chunk, tile.chunk)
+    document = known[heads : heads + 1]
+    square = document.shape[1], document.shape[1]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, square, axis) for axis in (0, 1))
     same = jnp.broadcast_to(document, square) == jnp.broadcast_to(document.T, square)
     return same & (row <= column if turned else row >= column)
 
 
-def _decay(tile: Tile, own: _Known, seen: Array, r: int, turned: bool = False) -> Array:
+def _decay(tile: Tile, own: _Known, there: Array, r: int, turned: bool = False) -> Array:
     """D, or its transpose."""
     span = own.columns[:, r : r + 1] - own.rows[r : r + 1]
-    return jnp.exp2(jnp.where(seen, -span if turned else span, -jnp.inf))
+    return jnp.exp2(jnp.where(there, -span if turned else span, -jnp.inf))
