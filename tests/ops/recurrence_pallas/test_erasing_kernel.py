@@ -97,14 +97,17 @@ def test_bfloat16_has_states_in_float32():
 
 
 def test_wide_a_and_b():
-    """Float32 without a rate, as they were before there was one: states are as exact."""
+    """Float32 and without a rate, beside what is bfloat16: states are as exact."""
     (q, k, v, l, a, b, rate, S0), reset = case(40, (1, 1, 2, 2), 2, 8, 16)
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
-    b = rate[..., None] * b
-    y, S = jax.jit(op_matrix)(q, k, v, l, (a, b), S0, reset)
-    want_y, want_S = by_token(q, k, v, l, a, b, jnp.ones_like(rate), S0, reset)
+    given = q, k, v, l, a, rate[..., None] * b, S0
+    (y, S), gradients = both(lambda *x: op_matrix(*x[:4], x[4:6], *x[6:]), given, reset)
+    assert [x.dtype for x in gradients] == [x.dtype for x in given]
+    (want_y, want_S), wanted = both(
+        lambda *x: by_token(*x[:6], jnp.ones_like(rate), *x[6:]), given, reset
+    )
     close(S, want_S, 1e-5)
-    close(y, want_y, 1e-2)
+    close((y, *gradients), (want_y, *wanted), 1e-2)
 
 
 def test_long_decays_and_a_document_in_each_token():
