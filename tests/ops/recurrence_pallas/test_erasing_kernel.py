@@ -86,7 +86,7 @@ def test_keys_that_repeat():
 
 
 def test_bfloat16_has_states_in_float32():
-    given, reset = case(70, (1, 1, 1, 1), 2, 32, 24, jnp.bfloat16)
+    given, reset = case(70, (1, 1, 1, 1), 1, 32, 24, jnp.bfloat16)
     (y, S), gradients = both(in_kernels, given, reset)
     (want_y, want_S), wanted = both(by_token, given, reset)
     assert y.dtype == jnp.bfloat16 and S.dtype == jnp.float32
@@ -98,7 +98,7 @@ def test_bfloat16_has_states_in_float32():
 
 def test_wide_a_and_b():
     """Float32 and without a rate, beside what is bfloat16: states are as exact."""
-    (q, k, v, l, a, b, rate, S0), reset = case(40, (1, 1, 2, 2), 2, 8, 16)
+    (q, k, v, l, a, b, rate, S0), reset = case(40, (1, 1, 1, 1), 1, 8, 16)
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
     given = q, k, v, l, a, rate[..., None] * b, S0
     (y, S), gradients = both(lambda *x: op_matrix(*x[:4], x[4:6], *x[6:]), given, reset)
@@ -112,7 +112,7 @@ def test_wide_a_and_b():
 
 def test_long_decays_and_a_document_in_each_token():
     """Decays of a chunk that sum up to hundreds overflow nothing and keep their digits."""
-    (q, k, v, l, *rest), reset = case(40, (1, 1, 1, 1), 2, 8, 16)
+    (q, k, v, l, *rest), reset = case(40, (1, 1, 1, 1), 1, 8, 16)
     l, run = 80 * l, jax.jit(in_kernels)
     assert l[:, :32].sum(1).min() < -500
     y, _ = run(q, k, v, l, *rest, reset | True)

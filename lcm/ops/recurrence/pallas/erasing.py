@@ -23,7 +23,7 @@ from lcm.ops.tpu import LANES, parameters
 from lcm.types import Array
 
 CHUNK = 128
-HEADS = 4  # of a block at most: what one waits for, others do not
+HEADS = 4  # of a block at most: while one waits for a product, others go on
 WIDEST, LARGEST = 512, 1 << 18  # rows or channels of all of them, numbers of their states
 
 

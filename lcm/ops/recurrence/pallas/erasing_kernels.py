@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 
 from lcm.ops.recurrence.pallas.matrix_kernels import seen
 from lcm.ops.recurrence.pallas.plan import Ref
-from lcm.ops.recurrence.pallas.products import dot, transposed, wide_dot
+from lcm.ops.recurrence.pallas.products import dot, wide_dot
 from lcm.ops.recurrence.pallas.triangles import inverses
 from lcm.types import Array
 
@@ -114,8 +114,8 @@ def forward(tile: Tile, known: Ref, *refs: Ref) -> None:
         within = dot(head.qk.astype(narrow), head.v, (1, 0))
         within += dot(head.qb.astype(narrow), W.astype(narrow), (1, 0))
         outputs.append(within + head.entry * wide_dot(head.q, S, (1, 0)))
-        written = wide_dot(transposed(head.k), head.after * head.v, (1, 0))
-        written += wide_dot(transposed(head.b), head.after * W, (1, 0))
+        written = wide_dot(head.k, head.after * head.v, (0, 0))
+        written += wide_dot(head.b, head.after * W, (0, 0))
         state[r] = head.entry[-1:] * S + written
     y[...] = jnp.concatenate(outputs, 1).astype(y.dtype)
 
@@ -167,10 +167,10 @@ class _Gradients(NamedTuple):
 def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array) -> _Gradients:
     q, k, a, b, v = head[:5]
     narrow = lambda x: x.astype(v.dtype)  # noqa: E731
-    d_W = dot(narrow(head.qb.T), d_y, (1, 0)) + head.after * wide_dot(b, d_S, (1, 0))
-    d_F = dot(T.T, head.rate * d_W, (1, 0))
-    d_v = dot(narrow(head.qk.T), d_y, (1, 0)) + head.after * wide_dot(k, d_S, (1, 0))
-    d_v += dot(narrow(head.ak.T), narrow(d_F), (1, 0))
+    d_W = dot(narrow(head.qb), d_y, (0, 0)) + head.after * wide_dot(b, d_S, (1, 0))
+    d_F = dot(T, head.rate * d_W, (0, 0))
+    d_v = dot(narrow(head.qk), d_y, (0, 0)) + head.after * wide_dot(k, d_S, (1, 0))
+    d_v += dot(narrow(head.ak), narrow(d_F), (0, 0))
 
     d_qk, d_qb = (dot(d_y, narrow(z), (1, 1)) for z in (v, U))
     d_ak, d_ab = (dot(narrow(d_F), narrow(z), (1, 1)) for z in (v, U))
@@ -184,10 +184,10 @@ def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array
     erased = narrow(head.rate * b)
     d_q = from_q + _pair(qk, narrow(k), qb, erased)
     d_a = from_a + _pair(ak, narrow(k), ab, erased)
-    d_k = from_k + _pair(transposed(qk), narrow(q), transposed(ak), narrow(a))
-    d_b = head.rate * (from_b + _pair(transposed(qb), narrow(q), transposed(ab), narrow(a)))
-    d_before = wide_dot(transposed(q), head.entry * d_y, (1, 0))
-    d_before += wide_dot(transposed(a), head.before * d_F, (1, 0))
+    d_k = from_k + _pair(qk, narrow(q), ak, narrow(a), 0)
+    d_b = head.rate * (from_b + _pair(qb, narrow(q), ab, narrow(a), 0))
+    d_before = wide_dot(q, head.entry * d_y, (0, 0))
+    d_before += wide_dot(a, head.before * d_F, (0, 0))
 
     # Sums of B A over what a token sees, and over what sees it.
     d_qk, d_qb = d_qk * head.qk, d_qb * head.qb
@@ -208,8 +208,8 @@ def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array
     return _Gradients(own, d_G, d_rate + d_rate_C1.T, w * d_S + d_before)
 
 
-def _pair(first: Array, x: Array, second: Array, y: Array) -> Array:
-    return dot(first, x, (1, 0)) + dot(second, y, (1, 0))
+def _pair(first: Array, x: Array, second: Array, y: Array, axis: int = 1) -> Array:
+    return dot(first, x, (axis, 0)) + dot(second, y, (axis, 0))
 
 
 def _add(ref: Ref, parts: list[Array]) -> None:
