@@ -36,15 +36,15 @@ Measured with jax 0.10.2, libtpu 0.0.42.1, millions of cycles:
 With `erase`, forward alone and with all gradients:
 
     v5e  delta 16 forward      16.8      49           0     1.1     98            0
-         delta 16 both         43.6  30,259         131     3.4    361           51
+         delta 16 both         43.6  30,259         131     3.3    361           51
          delta 32 forward      21.6   6,289          32     2.1    156            4
-         delta 32 both         65.7 130,584         451     6.1    836          120
+         delta 32 both         65.7 130,584         451     5.9    836          120
     v5p  delta 16 forward      23.3   1,360          12     1.0    265           50
-         delta 16 both         62.6  69,414         294     3.0    719          114
+         delta 16 both         62.6  69,414         294     2.9    719          114
          delta 32 forward      27.2  31,530         145     2.0    370           68
-         delta 32 both         72.6 138,377         595     5.7    974          208
+         delta 32 both         72.6 138,377         595     5.4    974          208
     v6e  delta 16 forward       9.3      49           0     0.9    290            0
-         delta 16 both         26.7  33,554         147     2.7    899           65
+         delta 16 both         26.7  33,554         147     2.6    899           65
          delta 32 forward      12.9  12,561          65     1.7    660            3
          delta 32 both         44.9 118,772         514     5.1  2,390          160
 
@@ -53,7 +53,7 @@ Bundles of a turn, forward and backward, where there is no figure none was taken
     vector of 2560    v5e 492 and 527      v5p 407 and 487      v6e 573 and 560
     matrix float32    v5e 3872 and 8160    v5p 3891 and 8182    v6e 3345 and 6856
     matrix bfloat16   v5e 2549 and 4839    v5p 2699 and 4862    v6e 2190 and 4034
-    delta 32          v5e 7077 and 13109   v5p 7204 and 13154   v6e 6151 and 11516
+    delta 32          v5e 7060 and 12260   v5p 7118 and 12327   v6e 6126 and 11606
 
 Kernels win everywhere that was compared, in cycles 2.4 to 23 times. They keep more: chunks are of
 128 tokens, whose states are twice as many, and each block of 512 channels has its own part of the
@@ -63,10 +63,10 @@ Mamba-1, forward and gradients of 2048 tokens of 5120 channels of 16 on v5e: XLA
 95,078 MiB; with kernels 42.1M beside them and 22,486 MiB with channels along lanes, 71.6M and
 25,066 MiB with both axes in one as they come.
 
-Where they erase, matrix units are busy for 70 to 74 % of all bundles, on v6e, whose units are of
-256, for 42 to 44 %. Of chunks of 64 tokens the same takes 6 % more bundles on v5e, 19 % on v6e. Of
-a and b in float32 for each head, in place of keys and a rate, kernels took 6.5M in place of 5.2M on
-v5e, XLA 63.1M, and in its chunks of 256 116.8M.
+Where they erase, matrix units are busy for 73 to 75 % of all bundles, on v6e, whose units are of
+256, for 42 to 47 %. Chunks of 64 tokens take 14 % more bundles on v5e, 17 % on v6e. Of a and b in
+float32 for each head, in place of keys and a rate, the kernels of "delta 32 both" take 6.4M in
+place of 4.9M on v5e, XLA 63.1M, and in its chunks of 256 116.8M.
 
 A matrix with decay by channel has no kernel: XLA computes it everywhere.
 """
