@@ -21,6 +21,9 @@ channels SSD (arXiv:2405.21060); with them the delta rule (arXiv:2406.06484). Wh
     Gated DeltaNet   q / sqrt N   beta k   v      g                   k            -beta exp(g) k
     KDA              q / sqrt N   beta k   v      g, by channel       exp(g) k     -beta k
     RWKV-7           r            k        v      w, by channel       -kappa       kappa * rate
+
+What b has as a factor for each head may be given beside it, as its rate: of the delta rule a and b
+then are k, as narrow and as shared as it is.
 """
 
 from functools import partial

@@ -21,6 +21,7 @@ cancels in them is the same. Numbers of heads are to base 2. What a document's b
 is 0.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -189,23 +190,32 @@ def _gradients(head: _Head, T: Array, U: Array, S: Array, d_y: Array, d_S: Array
     d_before = wide_dot(q, head.entry * d_y, (0, 0))
     d_before += wide_dot(a, head.before * d_F, (0, 0))
 
-    # Sums of B A over what a token sees, and over what sees it.
-    d_qk, d_qb = d_qk * head.qk, d_qb * head.qb
-    d_ak, d_ab = d_ak * head.ak, d_ab * head.ab
-    total = lambda x: x.sum(1, keepdims=True)  # noqa: E731
-    seen_by_q = total(d_qk + head.rate_row * d_qb) + total(q * from_q)
-    seen_by_a = total(d_ak + head.rate_row * d_ab) + total(a * from_a)
-    d_rate_C1, k_written = total(b * from_b), total(k * from_k)
-    written = k_written + head.rate * d_rate_C1
-    w, row = head.entry[-1:], jax.lax.broadcasted_iota(jnp.int32, head.entry.shape, 0)
-    at_end = written.sum(0, keepdims=True) + w * (S * d_S).sum(keepdims=True)
-    d_G_C1 = seen_by_q - written
-    d_G_C1 += jnp.where(row == len(row) - 1, at_end, jnp.roll(seen_by_a, -1, 0))
-
-    d_rate = (d_qb + d_ab).sum(0, keepdims=True)
-    d_G = d_G_C1.T - (d_qk + d_ak).sum(0, keepdims=True) - head.rate_row * d_rate
+    squares = d_qk * head.qk, d_qb * head.qb, d_ak * head.ak, d_ab * head.ab
+    sides = q * from_q, k * from_k, a * from_a, b * from_b
+    d_G, d_rate = _of_sums(head, squares, sides, (S * d_S).sum(keepdims=True))
     own = Tokens(d_q, d_k, d_a, d_b, d_v)
-    return _Gradients(own, d_G, d_rate + d_rate_C1.T, w * d_S + d_before)
+    return _Gradients(own, d_G, d_rate, head.entry[-1:] * d_S + d_before)
+
+
+def _of_sums(
+    head: _Head, squares: Sequence[Array], sides: Sequence[Array], kept: Array
+) -> tuple[Array, Array]:
+    """The gradients of G and of the rate, `[1, C]`.
+
+    squares: B A, what a token gets (rows) from another; sides: q, k, a and b times what each of
+    their gradients has from a state; kept: <S, dS'>.
+    """
+    qk, qb, ak, ab = squares
+    q, k, a, b = (x.sum(1, keepdims=True) for x in sides)
+    q += (qk + head.rate_row * qb).sum(1, keepdims=True)
+    a += (ak + head.rate_row * ab).sum(1, keepdims=True)
+    written = k + head.rate * b
+    at_end = written.sum(0, keepdims=True) + head.entry[-1:] * kept
+    row = jax.lax.broadcasted_iota(jnp.int32, written.shape, 0)
+    column = q - written + jnp.where(row == len(row) - 1, at_end, jnp.roll(a, -1, 0))
+    d_rate = (qb + ab).sum(0, keepdims=True)
+    d_G = column.T - (qk + ak).sum(0, keepdims=True) - head.rate_row * d_rate
+    return d_G, d_rate + b.T
 
 
 def _pair(first: Array, x: Array, second: Array, y: Array, axis: int = 1) -> Array:
