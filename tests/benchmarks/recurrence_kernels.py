@@ -53,7 +53,7 @@ Bundles of a turn, forward and backward, where there is no figure none was taken
     vector of 2560    v5e 492 and 527      v5p 407 and 487      v6e 573 and 560
     matrix float32    v5e 3872 and 8160    v5p 3891 and 8182    v6e 3345 and 6856
     matrix bfloat16   v5e 2549 and 4839    v5p 2699 and 4862    v6e 2190 and 4034
-    delta 32          v5e 7060 and 12260   v5p 7118 and 12327   v6e 6126 and 11606
+    delta 32          v5e 7060 and 12345   v5p 7118 and 12381   v6e 6126 and 11503
 
 Kernels win everywhere that was compared, in cycles 2.4 to 23 times. They keep more: chunks are of
 128 tokens, whose states are twice as many, and each block of 512 channels has its own part of the
@@ -66,7 +66,7 @@ Mamba-1, forward and gradients of 2048 tokens of 5120 channels of 16 on v5e: XLA
 Where they erase, matrix units are busy for 73 to 75 % of all bundles, on v6e, whose units are of
 256, for 42 to 47 %. Chunks of 64 tokens take 14 % more bundles on v5e, 17 % on v6e. Of a and b in
 float32 for each head, in place of keys and a rate, the kernels of "delta 32 both" take 6.4M in
-place of 4.9M on v5e, XLA 63.1M, and in its chunks of 256 116.8M.
+place of 5.0M on v5e, XLA 63.1M, and in its chunks of 256 116.8M.
 
 A matrix with decay by channel has no kernel: XLA computes it everywhere.
 """
