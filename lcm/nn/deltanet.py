@@ -41,10 +41,12 @@ class DeltaNet(LinearMixer):
         decay = self.log_decay(given.u_BLD)  # [B, L, H], or by channel [B, L, H, N]
         q, k = (normalised(x) for x in (given.q_BLGN, given.k_BLGN))
         # The decay comes before the erasure, which thus finds exp(l)^T S: on the side that reads
-        # for each channel, and as well on the side that writes where a head has one.
-        k_BLHN = by_head(k, self.spec.heads, 2).astype(jnp.float32)
-        step = jnp.exp(decay if decay.ndim == 4 else decay[..., None])
-        erase = step * k_BLHN, -beta_BLH[..., None] * k_BLHN
+        # for each channel, and in the rate of a head that has one, where keys stay as they are.
+        if decay.ndim == 4:
+            k_BLHN = by_head(k, self.spec.heads, 2).astype(jnp.float32)
+            erase = jnp.exp(decay) * k_BLHN, -beta_BLH[..., None] * k_BLHN
+        else:
+            erase = k, k, -beta_BLH * jnp.exp(decay)
         v = (given.v_BLHP * beta_BLH[..., None]).astype(given.v_BLHP.dtype)
         return self.run(given, q * self.spec.state**-0.5, k, v, decay, given.memory, erase)
 

@@ -149,7 +149,7 @@ def matrix(
         log_decay, gain = scaled(own, log_decay, context)
         k_BLGN, v_BLHP = _written(k_BLGN, v_BLHP, gain)
         if erase is not None:
-            erase = erase[0], _by_channel(gain) * erase[1]
+            erase = _erased(erase, gain)
     run = lambda k, v, S0: operator(  # noqa: E731
         q_BLGN, k, v, log_decay, erase, S0, reset_BL, chunk=chunk
     )
@@ -213,6 +213,12 @@ def _written(k: Array, v: Array, gain: Array | float) -> tuple[Array, Array]:
     if jnp.ndim(gain) == 4:
         return by_head(k, v.shape[2], 2) * gain, v
     return k, (v * (gain if jnp.ndim(gain) == 0 else gain[..., None])).astype(v.dtype)
+
+
+def _erased(erase: Erase, gain: Array | float) -> Erase:
+    """The same with a gain, which is of heads where the rate of `erase` is."""
+    *sides, last = erase
+    return *sides, (gain if len(erase) > 2 else _by_channel(gain)) * last
 
 
 def _by_channel(gain: Array | float) -> Array | float:

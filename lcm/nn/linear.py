@@ -13,6 +13,7 @@ from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import short_conv
+from lcm.ops.recurrence.reference import Erase
 from lcm.types import Array, Context, Hidden
 
 
@@ -98,7 +99,7 @@ class LinearMixer(RecurrentMixer):
         v_BLHP: Array,
         log_decay: Array,
         S0_BHNP: Array,
-        erase: tuple[Array, Array] | None = None,
+        erase: Erase | None = None,
         extension: Extension | None = None,
     ) -> tuple[Array, Array]:
         """The recurrence within the documents of what is given; padding keeps the state."""

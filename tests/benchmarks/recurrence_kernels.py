@@ -6,8 +6,10 @@ No TPU is needed:
     JAX_PLATFORMS=cpu python tests/benchmarks/recurrence_kernels.py     # half an hour on two cores
     ... --topologies v6e:2x2 --only "matrix b" --sides kernels
 
-One row, forward and all gradients: `op_diag` of RG-LRU in float32, and `op_matrix` of Mamba-2 with
-24 heads of 64 that share q and k of 128, 16,384 tokens. XLA is in chunks of 256.
+One row, forward and all gradients: `op_diag` of RG-LRU in float32, `op_matrix` of Mamba-2 with 24
+heads of 64 that share q and k of 128, 16,384 tokens, and with `erase` of Gated DeltaNet in bfloat16
+with 16 heads of keys of 128 and as many of values or, as in Qwen3-Next, 32; 4,096 tokens. XLA is in
+chunks of 256, of 64 where it erases.
 
     cycles       XLA's own estimates, loops applied. Of kernels all bundles for each turn of their
                  loop, those outside of it too, so at most that; and XLA's for what is beside
@@ -31,13 +33,29 @@ Measured with jax 0.10.2, libtpu 0.0.42.1, millions of cycles:
          matrix float32       14.6  49,877         192     6.2  1,525          288
          matrix bfloat16      11.7  31,205          96     4.2    797          168
 
+With `erase`, forward alone and with all gradients:
+
+    v5e  delta 16 forward      16.8      49           0     1.1     98            0
+         delta 16 both         43.6  30,259         131     3.3    361           51
+         delta 32 forward      21.6   6,289          32     2.1    156            4
+         delta 32 both         65.7 130,584         451     5.9    836          120
+    v5p  delta 16 forward      23.3   1,360          12     1.0    265           50
+         delta 16 both         62.6  69,414         294     2.9    719          114
+         delta 32 forward      27.2  31,530         145     2.0    370           68
+         delta 32 both         72.6 138,377         595     5.4    974          208
+    v6e  delta 16 forward       9.3      49           0     0.9    290            0
+         delta 16 both         26.7  33,554         147     2.6    899           65
+         delta 32 forward      12.9  12,561          65     1.7    660            3
+         delta 32 both         44.9 118,772         514     5.1  2,390          160
+
 Bundles of a turn, forward and backward, where there is no figure none was taken:
 
     vector of 2560    v5e 492 and 527      v5p 407 and 487      v6e 573 and 560
     matrix float32    v5e 3872 and 8160    v5p 3891 and 8182    v6e 3345 and 6856
     matrix bfloat16   v5e 2549 and 4839    v5p 2699 and 4862    v6e 2190 and 4034
+    delta 32          v5e 7060 and 12345   v5p 7118 and 12381   v6e 6126 and 11503
 
-Kernels win everywhere that was compared, in cycles 2.4 to 17.5 times. They keep more: chunks are of
+Kernels win everywhere that was compared, in cycles 2.4 to 23 times. They keep more: chunks are of
 128 tokens, whose states are twice as many, and each block of 512 channels has its own part of the
 gradients of q and k.
 
@@ -45,7 +63,12 @@ Mamba-1, forward and gradients of 2048 tokens of 5120 channels of 16 on v5e: XLA
 95,078 MiB; with kernels 42.1M beside them and 22,486 MiB with channels along lanes, 71.6M and
 25,066 MiB with both axes in one as they come.
 
-A matrix with decay by channel or with `erase` has no kernel: XLA computes it everywhere.
+Where they erase, matrix units are busy for 73 to 75 % of all bundles, on v6e, whose units are of
+256, for 42 to 47 %. Chunks of 64 tokens take 14 % more bundles on v5e, 17 % on v6e. Of a and b in
+float32 for each head, in place of keys and a rate, the kernels of "delta 32 both" take 6.4M in
+place of 5.0M on v5e, XLA 63.1M, and in its chunks of 256 116.8M.
+
+A matrix with decay by channel has no kernel: XLA computes it everywhere.
 """
 
 import argparse
@@ -62,15 +85,17 @@ from lcm.ops.recurrence import op_diag, op_matrix
 MIB = 2**20
 HEADS, SIZE, STATES, TOKENS = 24, 64, 128, 16384
 XLA_CHUNK = 256  # what "0" is without kernels; a chunk that is asked for is XLA's
+RULES, XLA_RULES = 4096, 64  # tokens of the delta rule, and what suits XLA best there
 
 
 class Case(NamedTuple):
-    """A recurrence forward and with all its gradients; turns of the loops of its kernels."""
+    """A recurrence, turns of the loops of its kernels, and the chunk of XLA."""
 
     name: str
     build: Callable[..., tuple]
     given: tuple
     turns: int
+    xla_chunk: int = XLA_CHUNK
 
 
 def vector(length: int, width: int, dtype: str, chunk: int) -> tuple:
@@ -87,6 +112,18 @@ def matrix(dtype: str, chunk: int) -> tuple:
     return _both(lambda q, k, v, l: op_matrix(q, k, v, l, chunk=chunk)[0]), (v, q, q, v, l)
 
 
+def delta(heads: int, backward: bool, chunk: int) -> tuple:
+    """`op_matrix` of Gated DeltaNet as in Qwen3-Next: 16 heads of keys and some of values."""
+    shape = lambda *s, dtype="bfloat16": jax.ShapeDtypeStruct((1, RULES, *s), dtype)  # noqa: E731
+    q, v, l = shape(16, STATES), shape(heads, STATES), shape(heads, dtype="float32")
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, l: jax.Array, rate: jax.Array) -> jax.Array:
+        return op_matrix(q, k, v, l, (k, k, rate), chunk=chunk)[0]
+
+    given = q, q, v, l, l
+    return (_both(run), (v, *given)) if backward else (run, given)
+
+
 def _both(run: Callable) -> Callable:
     def both(d: jax.Array, *given: jax.Array) -> tuple:
         y, pull = jax.vjp(run, *given)
@@ -96,7 +133,7 @@ def _both(run: Callable) -> Callable:
 
 
 def cases() -> list[Case]:
-    from lcm.ops.recurrence.pallas import matrices, plan, vectors
+    from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
 
     found = []
     for length in (4096, 32768):
@@ -106,11 +143,17 @@ def cases() -> list[Case]:
             found.append(Case(f"vector {width} x {length}", vector, given, turns))
     block = matrices.block(HEADS, SIZE, STATES)
     turns = TOKENS // matrices.CHUNK * (HEADS // block)
-    return found + [Case(f"matrix {t}", matrix, (t,), turns) for t in ("float32", "bfloat16")]
+    found += [Case(f"matrix {t}", matrix, (t,), turns) for t in ("float32", "bfloat16")]
+    for heads in (16, 32):
+        turns = RULES // erasing.CHUNK * (heads // erasing.block(heads, STATES, STATES))
+        for backward in (False, True):
+            name = f"delta {heads} {'both' if backward else 'forward'}"
+            found.append(Case(name, delta, (heads, backward), turns, XLA_RULES))
+    return found
 
 
 def of_xla(case: Case, topology: str) -> tuple[str, hlo.Totals, int]:
-    fn, args = case.build(*case.given, XLA_CHUNK)
+    fn, args = case.build(*case.given, case.xla_chunk)
     program = aot.compile(fn, *args, topology=topology)
     totals = hlo.Module(program.compiled.as_text()).totals()
     return f"XLA {totals.cycles / 1e6:.2f}M", totals, program.temporaries

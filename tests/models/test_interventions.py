@@ -244,6 +244,24 @@ def test_exact_steps_in_number_are_one_step():
     np.testing.assert_allclose(np.exp(a.sum(1)), np.exp(l[:, 0]), rtol=1e-6)
 
 
+def test_a_gain_is_of_what_is_erased_too():
+    """Of the rate that b has in each head, as of b; and nothing is erased at a pace of 0."""
+    draw = np.random.default_rng(0).standard_normal
+    q, k, v, l, rate = draw((1, 9, 1, 4)), draw((1, 9, 1, 4)), *draw((3, 1, 9, 2))
+    q, k, v, l, rate = map(jnp.asarray, (q, k, v[..., None], -np.abs(l), rate))
+    context = models.default_context((1, 9))._replace(pace_BL=jnp.arange(9.0)[None] / 8)
+    own, S0, reset = interventions.Extension(insert=0.7), jnp.ones((1, 2, 4, 1)), jnp.zeros((1, 9))
+
+    def run(*erase):
+        given = q, k, v, l, erase, S0, reset.astype(bool), 4
+        return interventions.matrix(own, context, *given)
+
+    got, want = run(k, k, rate), run(k, rate[..., None] * k)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], atol=1e-5)
+    np.testing.assert_allclose(got[0][:, 0], (q[:, 0] * S0[..., 0]).sum(-1)[..., None], atol=1e-5)
+
+
 def test_a_pace_of_nothing_leaves_a_token_out(tiny):
     """For layers without convolutions it is as if it were padding, on which nothing depends."""
     for mixer in ("gla", "mlstm", "lru"):

@@ -82,6 +82,18 @@ def test_matrix_in_pieces_and_by_documents(kind):
     close((y[:, :20], (y[:, 20:], S)), (want[:, :20], run(*rest, chunk=16)))
 
 
+def test_a_rate_of_erasure_is_of_heads():
+    """It multiplies b, of which heads share one."""
+    (q, k, v, l, (a, b), S0), reset = matrix_case("head, erase"), resets(3)
+    rate = arrays(7, (B, L, H))[0]
+    b_BLHN = rate[..., None] * b.repeat(2, 2)
+    want = run(q, k, v, l, (a, b_BLHN), S0, reset, chunk=16)
+    close(run(q, k, v, l, (a, b, rate), S0, reset, chunk=16), want)
+    close(matrix_steps(q, k, v, l, (a, b, rate), S0, reset), want)
+    with pytest.raises(ValueError, match=r"rate .* is not by head: give"):
+        op_matrix(q, k, v, l, (a, b, rate[..., :2]))
+
+
 def test_matrix_of_long_decays_against_float64():
     """A chunk whose decays sum up to thousands overflows nothing and keeps its digits."""
     for kind in ("head, erase", "channel, erase"):

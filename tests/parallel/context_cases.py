@@ -173,7 +173,7 @@ def of_op(name):
         "op_matrix by head": (matrix, (q, k, v, decay[..., 0], S0)),
         "op_matrix by channel": (matrix, (q, k, v, decay, S0)),
         "op_matrix erase by head": (
-            matrix, (q, beta * unit, v, decay[..., 0], S0, (unit, -beta * unit))),
+            matrix, (q, unit, v, decay[..., 0], S0, (unit, unit, -beta[..., 0].repeat(2, 2)))),
         "op_matrix erase by channel": (
             matrix, (q, beta * unit, v, decay, S0, (unit, -beta * unit))),
     }  # fmt: skip

@@ -21,6 +21,9 @@ channels SSD (arXiv:2405.21060); with them the delta rule (arXiv:2406.06484). Wh
     Gated DeltaNet   q / sqrt N   beta k   v      g                   k            -beta exp(g) k
     KDA              q / sqrt N   beta k   v      g, by channel       exp(g) k     -beta k
     RWKV-7           r            k        v      w, by channel       -kappa       kappa * rate
+
+What b has as a factor for each head may be given beside it, as its rate: of the delta rule a and b
+then are k, as narrow and as shared as it is.
 """
 
 from functools import partial
@@ -32,7 +35,14 @@ import jax.numpy as jnp
 from lcm.ops.recurrence import pallas
 from lcm.ops.recurrence.inverse import inverse
 from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
-from lcm.ops.recurrence.reference import Erase, by_head, cleared, matrix_step
+from lcm.ops.recurrence.reference import (
+    Erase,
+    by_head,
+    cleared,
+    matrix_step,
+    pair_of,
+    rate_of,
+)
 from lcm.types import Array
 
 ON_CPU, CHUNK = 32, 256  # tokens at a time where none are given
@@ -52,13 +62,13 @@ def op_matrix(
 ) -> tuple[Array, Array]:
     """The outputs `y` `[B, L, H, P]` in the dtype of `v`, and the last state `[B, H, N, P]`.
 
-    q, k, erase: `[B, L, G, N]`; H / G heads in a row share them. `erase` is (a, b), or None.
+    q, k, erase: `[B, L, G, N]`; H / G heads in a row share them. `erase` is (a, b), or (a, b, rate)
+        with the rates `[B, L, H]` of heads, by which b is multiplied, or None.
     log_decay: l, finite and at most 0, of a head `[B, L, H]`, or of its channels `[B, L, H, N]`.
     S0: the state before, 0 by default.
     reset_BL: bool, where a document begins.
     chunk: tokens that are multiplied at once; 0 chooses by the device, on a TPU a kernel for
-        decays by head without `erase`. The backward pass keeps the arguments and one state of each
-        chunk.
+        decays by head. The backward pass keeps the arguments and one state of each chunk.
 
     Sums are float32, and so are states and decays whatever the dtype of the rest.
 
@@ -71,21 +81,25 @@ def op_matrix(
     batch, length, heads, width = v_BLHP.shape
     by_channel = log_decay.ndim == 4
     wide = log_decay.astype(jnp.float32)
-    groups = heads if by_channel else max(x.shape[2] for x in (q_BLGN, k_BLGN, *(erase or ())))
-    q, k, *erase = (by_head(x, groups, 2) for x in (q_BLGN, k_BLGN, *(erase or ())))
     if S0_BHNP is None:
-        S0_BHNP = jnp.zeros((batch, heads, q.shape[-1], width), jnp.float32)
+        S0_BHNP = jnp.zeros((batch, heads, q_BLGN.shape[-1], width), jnp.float32)
     if reset_BL is None:
         reset_BL = jnp.zeros((batch, length), bool)
     S0_BHNP = S0_BHNP.astype(jnp.float32)
     if length == 1:
-        token = jax.tree.map(lambda x: x[:, 0].astype(jnp.float32), (q, k, v_BLHP, wide, erase))
+        given = q_BLGN, k_BLGN, v_BLHP, wide, erase
+        token = jax.tree.map(lambda x: x[:, 0].astype(jnp.float32), given)
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
 
-    if in_kernel and pallas.matrix_fits(q, v_BLHP, wide, erase):
-        return pallas.matrix(q, k, v_BLHP, wide, S0_BHNP, reset_BL)
+    shared = q_BLGN, k_BLGN, *(erase or ())[:2]
+    if in_kernel and pallas.matrix_fits(shared, v_BLHP, wide):
+        of_heads = (wide, rate_of(erase, wide)) if erase else (wide,)
+        return pallas.matrix(shared, v_BLHP, of_heads, S0_BHNP, reset_BL)
 
+    shared = q_BLGN, k_BLGN, *(pair_of(erase, heads, 2) if erase else ())
+    groups = heads if by_channel else max(x.shape[2] for x in shared)
+    q, k, *erase = (by_head(x, groups, 2) for x in shared)
     size = min(chunk, length)
     if by_channel:
         size = -(-size // SUBCHUNK) * SUBCHUNK
@@ -119,6 +133,9 @@ def check(
             f"log_decay {log_decay.shape} is neither by head {(*rows, heads)} nor by channel "
             f"{(*rows, heads, states)}"
         )
+    for rate in (erase or ())[2:]:
+        if rate.shape != (*rows, heads):
+            raise ValueError(f"the rate {rate.shape} is not by head: give {(*rows, heads)}")
     wanted = rows[0], heads, states, width
     if S0 is not None and S0.shape != wanted:
         raise ValueError(f"S0 {S0.shape} is a state of another layer: this one has {wanted}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from lcm.types import Array
 
-Erase = tuple[Array, Array]
+Erase = tuple[Array, ...]  # (a, b), or (a, b, rate of each head)
 
 
 def diag_steps(a: Array, b: Array, h0: Array, reset_BL: Array) -> tuple[Array, Array]:
@@ -45,14 +45,14 @@ def matrix_step(
 ) -> tuple[Array, Array]:
     """`S = diag(exp(l)) S + b (a^T S) + k v^T` and `y = S^T q`, of one token.
 
-    q, k, and a, b of `erase` are `[B, G, N]`, heads sharing them in groups; v is `[B, H, P]` and
-    log_decay `[B, H]` or `[B, H, N]`.
+    q, k, and a, b of `erase` are `[B, G, N]`, heads sharing them in groups; v is `[B, H, P]`,
+    log_decay `[B, H]` or `[B, H, N]`, and the rate of `erase` `[B, H]`.
     """
     heads = v.shape[1]
-    q, k, *erase = (by_head(x, heads, 1) for x in (q, k, *(erase or ())))
+    q, k = (by_head(x, heads, 1) for x in (q, k))
     after = decay_of(log_decay, v)[..., None] * S_BHNP + k[..., None] * v[..., None, :]
     if erase:
-        a, b = erase
+        a, b = (by_head(x, heads, 1) for x in pair_of(erase, heads, 1))
         after += b[..., None] * (a[..., None] * S_BHNP).sum(-2, keepdims=True)
     return after, (q[..., None] * after).sum(-2)
 
@@ -60,6 +60,17 @@ def matrix_step(
 def decay_of(log_decay: Array, v: Array) -> Array:
     """`exp(l)`, with an axis of N or 1."""
     return jnp.exp(log_decay if log_decay.ndim == v.ndim else log_decay[..., None])
+
+
+def pair_of(erase: Erase, heads: int, axis: int) -> tuple[Array, Array]:
+    """a, and b times the rate if there is one."""
+    a, b, *rate = erase
+    return (a, rate[0][..., None] * by_head(b, heads, axis)) if rate else (a, b)
+
+
+def rate_of(erase: Erase, log_decay_BLH: Array) -> Array:
+    """The rate, or else 1."""
+    return erase[2] if len(erase) > 2 else jnp.ones_like(log_decay_BLH)
 
 
 def by_head(x: Array, heads: int, axis: int) -> Array:

@@ -42,12 +42,50 @@ def of_matrices(topology, length, groups, heads, states, width, dtype):
     }
 
 
+def of_erasing(topology, length, groups, heads, states, width, dtype):
+    """Gradients of `op_matrix` with `erase`; its temporaries are states of chunks, and gradients
+    of what heads share in float32."""
+    token = 1, length
+    shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
+    q, v = shape(*token, groups, states), shape(*token, heads, width)
+    l = shape(*token, heads, dtype="float32")
+
+    def loss(q, k, v, l, a, b, rate):
+        y, S = op_matrix(q, k, v, l, (a, b, rate))
+        return jnp.sin(y.astype(jnp.float32)).sum() + S.sum()
+
+    kept = -(-length // 128) * heads * states * width
+    return {
+        "topology": topology,
+        "fn": jax.grad(loss, tuple(range(7))),
+        "args": (q, q, v, l, q, q, l),
+        "kernels": 2,
+        # 4 products with S forward and 9 backward, 4 and 12 of squares, 4 and 10 with squares
+        "flops": 2 * length * heads * (13 * states * width + 128 * (16 * states + 14 * width)),
+        "temporary": 4 * (kept + 3 * (4 * q.size * heads // groups + 2 * v.size)) + (16 << 20),
+    }
+
+
 def test_vectors_compile_for_a_tpu(compiles):
     compiles(of_vectors, [("v5e:2x2", 300, 200, "bfloat16")])
 
 
 def test_matrices_compile_for_a_tpu(compiles):
     compiles(of_matrices, [("v5e:2x2", 200, 1, 4, 64, 64, "bfloat16")])
+
+
+def test_erasing_compiles_for_a_tpu(compiles):
+    compiles(of_erasing, [("v5e:2x2", 200, 1, 2, 128, 128, "bfloat16")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "groups, heads, states, width",
+    [(16, 32, 128, 128), (8, 8, 64, 64), (2, 2, 256, 512), (1, 3, 40, 24)],
+)
+def test_erasing_compiles_everywhere(compiles, topology, groups, heads, states, width):
+    sizes = groups, heads, states, width
+    compiles(of_erasing, [(topology, 1000, *sizes, t) for t in ("bfloat16", "float32")])
 
 
 @pytest.mark.slow

@@ -17,18 +17,22 @@ PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
 from lcm.ops.recurrence import op_diag, op_matrix
-from lcm.ops.recurrence.pallas import plan
+from lcm.ops.recurrence.pallas import erasing, plan
 
+erasing.CHUNK = 32
 random = np.random.default_rng(0)
 draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
 reset = jnp.asarray(random.random((4, 64)) < 0.1)
 a, b, h0 = draw(4, 64, 6, 2), draw(4, 64, 6, 2), draw(4, 6, 2)
 q, v, decay = draw(4, 64, 1, 8) / 8, draw(4, 64, 4, 16), -jnp.abs(draw(4, 64, 4))
 matrix = lambda q, k, v, l, S0, reset_BL: op_matrix(q, k, v, l, None, S0, reset_BL)
+rule = lambda q, a, v, l, r, S0, reset_BL: op_matrix(q, a, v, l, (a, a, r), S0, reset_BL)
+unit = draw(4, 64, 2, 8) / 4
 cases = {
     "diagonal": (op_diag, (jax.nn.sigmoid(a), b, h0)),
     "one group": (matrix, (q, 2 * q, v, decay, draw(4, 4, 8, 16))),
     "two groups": (matrix, (q.repeat(2, 2), draw(4, 64, 2, 8) / 8, v, decay, draw(4, 4, 8, 16))),
+    "delta rule": (rule, (q, unit, v, decay, -jax.nn.sigmoid(decay), draw(4, 4, 8, 16))),
 }
 
 def both(run, given):
@@ -74,10 +78,11 @@ def test_a_mesh_of_tpus_has_the_kernels(axes):
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, tokens))
 
     def loss(a, b, q, v, l):
-        return op_diag(a, b)[0].sum() + op_matrix(q, q, v, l)[0].astype(jnp.float32).sum()
+        y = op_matrix(q, q, v, l)[0] + op_matrix(q, q, v, l, (q, q, l))[0]
+        return op_diag(a, b)[0].sum() + y.astype(jnp.float32).sum()
 
     x, given = array(2, 512, 256), (array(2, 512, 1, 64), array(2, 512, 4, 64), array(2, 512, 4))
     program = aot.compile(jax.grad(loss, (0, 1, 2, 3, 4)), x, x, *given, topology=mesh)
-    for name in ("diagonal_from_the_end", "matrix_backward"):
+    for name in ("diagonal_from_the_end", "matrix_backward", "erasing_backward"):
         assert any(name in kernel for kernel in program.kernels), program.kernels
     assert program.work.kernels >= 2 * 2 * x.size

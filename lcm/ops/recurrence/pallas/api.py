@@ -1,10 +1,13 @@
 """The recurrences on kernels: which of them there are, and arrays laid out as they take them."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
-from lcm.ops.recurrence.pallas import matrices, plan, vectors
+from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
 from lcm.ops.recurrence.pallas.matrix_kernels import Tile
 from lcm.ops.recurrence.pallas.mesh import cut_of, over_mesh
+from lcm.ops.recurrence.reference import by_head
 from lcm.types import Array
 
 
@@ -32,35 +35,41 @@ def diagonal(a: Array, b: Array, h0: Array) -> Array:
     return over_mesh(run, (channels, channels, channels and 1), channels, a, b, h0)
 
 
-def matrix_fits(q: Array, v: Array, log_decay: Array, erase: object) -> bool:
-    """Whether `matrix` is to be used: for a TPU, of one decay a head, without erasure, of heads
-    that lie evenly in lanes, and more than one token."""
-    (_, length, heads, width), (groups, states) = v.shape, q.shape[2:]
-    if not plan.here() or length == 1 or log_decay.ndim != 3 or erase:
+def matrix_fits(shared: Sequence[Array], v: Array, log_decay: Array) -> bool:
+    """Whether `matrix` is to be used: for a TPU, of one decay a head, of heads that lie evenly in
+    lanes, and more than one token."""
+    _, length, heads, width = v.shape
+    if not plan.here() or length == 1 or log_decay.ndim != 3:
         return False
+    groups, states = max(x.shape[2] for x in shared), shared[0].shape[3]
+    if len(shared) > 2:  # a and b are among them
+        own = heads // cut_of(heads, *(x.shape[2] for x in shared if x.shape[2] > 1))
+        return erasing.block(own, states, width) is not None
     # The only group is cut with its heads, of several each device has whole ones.
     each = heads // cut_of(heads) if groups == 1 else heads // groups
     return matrices.block(each, width, states) is not None
 
 
 def matrix(
-    q: Array, k: Array, v: Array, log_decay: Array, S0: Array, reset: Array
+    shared: Sequence[Array], v: Array, heads: Sequence[Array], S0: Array, reset: Array
 ) -> tuple[Array, Array]:
     """Outputs `[B, L, H, P]` and the last state `[B, H, N, P]` of one decay a head.
 
-    q, k: `[B, L, G, N]`; log_decay: `[B, L, H]`; S0: `[B, H, N, P]`; reset: bool `[B, L]`.
+    shared: q, k, and a, b if it erases, `[B, L, G, N]` each; heads: log-decays, and the rates of
+    erasure, `[B, L, H]` each; S0: `[B, H, N, P]`; reset: bool `[B, L]`.
     """
-    whole = q.shape[2] == 1  # then all devices have the only group
-    of_group = None if whole else 2
-    cut = of_group, of_group, 2, 2, 1, None
-    return over_mesh(_matrix, cut, (2, 1), q, k, v, log_decay, S0, reset)
+    # What there is one of all devices have.
+    cut = [None if x.shape[2] == 1 else 2 for x in shared] + [2] * (1 + len(heads))
+    run = _erasing if len(shared) > 2 else _decaying
+    return over_mesh(run, (*cut, 1, None), (2, 1), *shared, v, *heads, S0, reset)
 
 
-def _matrix(
+def _decaying(
     q: Array, k: Array, v: Array, log_decay: Array, S0: Array, reset: Array
 ) -> tuple[Array, Array]:
     batch, length, heads, width = v.shape
-    groups, states = q.shape[2:]
+    groups, states = max(q.shape[2], k.shape[2]), q.shape[3]
+    q, k = (by_head(x, groups, 2) for x in (q, k))
     tile = Tile(matrices.block(heads // groups, width, states), width, matrices.CHUNK)
     blocks, missing = heads // groups // tile.heads, -length % tile.chunk
 
@@ -71,12 +80,58 @@ def _matrix(
 
     decay = by_group(log_decay.astype(jnp.float32)).swapaxes(2, 3)
     decay = decay.reshape(batch, groups, blocks, tile.heads, -1)
-    reset = jnp.pad(reset, [(0, 0), (0, missing)]).reshape(batch, -1, tile.chunk)
-    document = jnp.cumsum(reset, -1).astype(jnp.float32).reshape(batch, -1)
     state = S0.reshape(batch, groups, blocks, tile.heads, states, width)
     state = state.swapaxes(3, 4).reshape(*state.shape[:3], states, -1)
     given = matrices.Given(by_group(q), by_group(k), by_group(v), decay, state)
-    y, last = matrices.run(tile, given, document)
+    y, last = matrices.run(tile, given, _documents(reset, tile.chunk))
     y = y[:, :, :length].swapaxes(1, 2).reshape(v.shape)
     last = last.reshape(*last.shape[:4], tile.heads, width).swapaxes(3, 4)
     return y, last.reshape(S0.shape)
+
+
+def _erasing(
+    q: Array,
+    k: Array,
+    a: Array,
+    b: Array,
+    v: Array,
+    log_decay: Array,
+    rate: Array,
+    S0: Array,
+    reset: Array,
+) -> tuple[Array, Array]:
+    batch, length, heads, width = v.shape
+    states = q.shape[-1]
+    most = erasing.block(heads, states, width)
+    tile = erasing.Tile(most, states, width, erasing.CHUNK)
+    missing = -length % tile.chunk
+
+    def flat(x: Array) -> Array:
+        """Heads beside each other, all of them where a block would have parts of what they share;
+        padded to whole chunks by what leaves a state as it is."""
+        some = most * x.shape[2] // heads
+        if some * heads != most * x.shape[2] or not erasing.in_lanes(some, x.shape[2], x.shape[3]):
+            x = by_head(x, heads, 2)
+        return _padded(x.reshape(batch, length, -1), missing)
+
+    def of_blocks(x_BLH: Array) -> Array:
+        x = _padded(x_BLH.astype(jnp.float32), missing).swapaxes(1, 2)
+        return x.reshape(batch, -1, most, x.shape[-1])
+
+    tokens = erasing.Tokens(*map(flat, (q, k, a, b, v)))
+    given = erasing.Given(tokens, of_blocks(log_decay), of_blocks(rate), S0)
+    y, last = erasing.run(tile, given, _documents(reset, tile.chunk))
+    return y[:, :length].reshape(v.shape), last
+
+
+def _documents(reset: Array, chunk: int) -> Array:
+    """The number of a token's document in its chunk, float32 `[B, L]` of whole chunks."""
+    reset = _padded(reset, -reset.shape[1] % chunk).reshape(len(reset), -1, chunk)
+    return jnp.cumsum(reset, -1).astype(jnp.float32).reshape(len(reset), -1)
+
+
+def _padded(x_BL: Array, missing: int) -> Array:
+    """So many zeros behind the tokens of `[B, L, ...]`."""
+    if not missing:
+        return x_BL
+    return jnp.pad(x_BL, [(0, 0), (0, missing)] + [(0, 0)] * (x_BL.ndim - 2))

@@ -69,22 +69,26 @@ def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Give
     *found, d_G, d_S0 = _backward_call(tile, given, document, states, *d_out)
     pairs = zip(found[:2], given[:2], strict=True)
     d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(x.dtype) for d, x in pairs)
-    shape = *d_G.shape[:-1], -1, tile.chunk
-    d_log_decay = jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True)
-    d_log_decay = d_log_decay.reshape(d_G.shape)
-    return Given(d_q, d_k, found[2], d_log_decay, d_S0), None
+    return Given(d_q, d_k, found[2], of_log_decay(tile.chunk, d_G), d_S0), None
 
 
 run.defvjp(_forward, _backward)
 
 
-def known(tile: Tile, log_decay: Array, document: Array) -> Array:
-    """Inclusive sums of log-decays in chunks, to base 2, and documents, in rows of eights."""
+def known(chunk: int, log_decay: Array, document: Array, *more: Array) -> Array:
+    """Inclusive sums of log-decays in chunks, to base 2, documents, and more, in rows of eights."""
     *outer, heads, length = log_decay.shape
-    G = jnp.cumsum(log_decay.reshape(*outer, heads, -1, tile.chunk) * LOG2E, -1)
-    rows = jnp.broadcast_to(document[:, None, None, None], (*outer, 1, length))
-    found = jnp.concatenate([G.reshape(log_decay.shape), rows], -2)
-    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -(heads + 1) % SUBLANES), (0, 0)])
+    G = jnp.cumsum(log_decay.reshape(*outer, heads, -1, chunk) * LOG2E, -1)
+    rows = jnp.expand_dims(document, range(1, len(outer) + 1))
+    rows = jnp.broadcast_to(rows, (*outer, 1, length))
+    found = jnp.concatenate([G.reshape(log_decay.shape), rows, *more], -2)
+    return jnp.pad(found, [(0, 0)] * len(outer) + [(0, -found.shape[-2] % SUBLANES), (0, 0)])
+
+
+def of_log_decay(chunk: int, d_G: Array) -> Array:
+    """The gradient of log-decays, from that of their inclusive sums in chunks."""
+    shape = *d_G.shape[:-1], -1, chunk
+    return jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True).reshape(d_G.shape)
 
 
 class _Grid:
@@ -144,7 +148,7 @@ def _forward_call(
 ) -> tuple[Array, Array, Array | None]:
     """Outputs, the last state, and if they are kept the states that enter chunks."""
     grid = _Grid(tile, given)
-    of_heads = known(tile, given.log_decay, document)
+    of_heads = known(tile.chunk, given.log_decay, document)
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     out = [jax.ShapeDtypeStruct(given.v.shape, given.v.dtype), float32(given.S0.shape)]
     out += [float32((*grid.shape, *given.S0.shape[3:]))] * keep
@@ -169,7 +173,7 @@ def _backward_call(
 ) -> tuple[Array, ...]:
     """Gradients of q and k by block of heads, of v, of sums of log-decays, and of the state."""
     grid = _Grid(tile, given, reverse=True)
-    of_heads = known(tile, given.log_decay, document)
+    of_heads = known(tile.chunk, given.log_decay, document)
     blocks, rows = grid.shape[2], of_heads.shape[3]
     batch, groups, *token = given.q.shape
     # Parts of sums that are taken later are float32.

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from lcm.ops.recurrence.pallas.plan import Ref
+from lcm.ops.recurrence.pallas.products import dot, transposed, wide_dot
 from lcm.types import Array
 
 
@@ -70,15 +71,15 @@ def forward(
 
     for ref in kept:
         ref[...] = state[...]
-    own, seen = _known(tile, known), _seen(tile, known)
-    scores = _dot(q[...], k[...], (1, 1))
+    own, there = _known(tile, known), seen(tile.heads, known)
+    scores = dot(q[...], k[...], (1, 1))
     S = state[...]
     found = [
-        _dot((scores * _decay(tile, own, seen, r)).astype(v.dtype), v[:, tile.lanes(r)], (1, 0))
+        dot((scores * _decay(tile, own, there, r)).astype(v.dtype), v[:, tile.lanes(r)], (1, 0))
         for r in range(tile.heads)
     ]
-    y[...] = (jnp.concatenate(found, 1) + own.entry * _wide_dot(q[...], S, (1, 0))).astype(y.dtype)
-    written = _wide_dot(_turned(k), own.after * v[...], (1, 0))
+    y[...] = (jnp.concatenate(found, 1) + own.entry * wide_dot(q[...], S, (1, 0))).astype(y.dtype)
+    written = wide_dot(transposed(k[...]), own.after * v[...], (1, 0))
     state[...] = own.entry[-1:] * S + written
 
     @pl.when(step == pl.num_programs(3) - 1)
@@ -112,11 +113,11 @@ def backward(
     def _():
         d_state[...] = d_last[...]
 
-    own, seen = _known(tile, known), _seen(tile, known, turned=True)
-    scores, S, d_S = _dot(k[...], q[...], (1, 1)), states[...], d_state[...]
+    own, there = _known(tile, known), seen(tile.heads, known, turned=True)
+    scores, S, d_S = dot(k[...], q[...], (1, 1)), states[...], d_state[...]
     from_y, from_v = own.entry * d_y[...], own.after * v[...]
-    through = d_y[...] * (own.entry * _wide_dot(q[...], S, (1, 0)))
-    d_entered = own.after * _wide_dot(k[...], d_S, (1, 0))
+    through = d_y[...] * (own.entry * wide_dot(q[...], S, (1, 0)))
+    d_entered = own.after * wide_dot(k[...], d_S, (1, 0))
     written = v[...] * d_entered
     # <S', dS'>: of what was written, and of what stayed.
     at_end = written.sum(0, keepdims=True) + own.entry[-1:] * (S * d_S).sum(0, keepdims=True)
@@ -131,10 +132,10 @@ def backward(
     found = []
     for r in range(tile.heads):
         lanes = tile.lanes(r)
-        decay, d_own = _decay(tile, own, seen, r, turned=True), d_y[:, lanes]
-        d_product = decay * _dot(v[:, lanes], d_own, (1, 1))
+        decay, d_own = _decay(tile, own, there, r, turned=True), d_y[:, lanes]
+        d_product = decay * dot(v[:, lanes], d_own, (1, 1))
         d_scores += d_product
-        found.append(_dot((scores * decay).astype(v.dtype), d_own, (1, 0)))
+        found.append(dot((scores * decay).astype(v.dtype), d_own, (1, 0)))
         d_span = d_product * scores
         column = (through[:, lanes] - written[:, lanes]).sum(1, keepdims=True)
         column -= d_span.sum(1, keepdims=True)
@@ -144,13 +145,13 @@ def backward(
 
     d_v[...] = (jnp.concatenate(found, 1) + d_entered).astype(d_v.dtype)
     d_known[...] = d_rows + d_columns.T
-    d_q[...] = (_wide_dot(d_scores.T, k[...], (1, 0)) + _wide_dot(from_y, S, (1, 1))).astype(
+    d_q[...] = (wide_dot(d_scores.T, k[...], (1, 0)) + wide_dot(from_y, S, (1, 1))).astype(
         d_q.dtype
     )
-    d_k[...] = (_wide_dot(d_scores, q[...], (1, 0)) + _wide_dot(from_v, d_S, (1, 1))).astype(
+    d_k[...] = (wide_dot(d_scores, q[...], (1, 0)) + wide_dot(from_v, d_S, (1, 1))).astype(
         d_k.dtype
     )
-    d_state[...] = own.entry[-1:] * d_S + _wide_dot(_turned(q), from_y, (1, 0))
+    d_state[...] = own.entry[-1:] * d_S + wide_dot(transposed(q[...]), from_y, (1, 0))
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():
@@ -166,54 +167,16 @@ def _known(tile: Tile, known: Ref) -> _Known:
     return _Known(rows, columns, tile.wide(entry), tile.wide(after))
 
 
-def _seen(tile: Tile, known: Ref, turned: bool = False) -> Array:
+def seen(heads: int, known: Ref, turned: bool = False) -> Array:
     """Which tokens (lanes) a token (sublanes) sees, or is seen by if turned, `[C, C]`."""
-    document = known[tile.heads : tile.heads + 1]
-    square = (tile.chunk, tile.chunk)
+    document = known[heads : heads + 1]
+    square = document.shape[1], document.shape[1]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, square, axis) for axis in (0, 1))
     same = jnp.broadcast_to(document, square) == jnp.broadcast_to(document.T, square)
     return same & (row <= column if turned else row >= column)
 
 
-def _decay(tile: Tile, own: _Known, seen: Array, r: int, turned: bool = False) -> Array:
+def _decay(tile: Tile, own: _Known, there: Array, r: int, turned: bool = False) -> Array:
     """D, or its transpose."""
     span = own.columns[:, r : r + 1] - own.rows[r : r + 1]
-    return jnp.exp2(jnp.where(seen, -span if turned else span, -jnp.inf))
-
-
-def _turned(x: Ref) -> Array:
-    return x[...].astype(jnp.float32).T.astype(x.dtype)
-
-
-def _dot(x: Array, y: Array, axes: tuple[int, int]) -> Array:
-    """A product over one axis of each, summed in float32, and exact in it."""
-    if x.dtype != y.dtype:
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _wide_dot(x: Array, y: Array, axes: tuple[int, int]) -> Array:
-    """The same of what touches a state, where one of them may be bfloat16.
-
-    A float32 is the sum of three bfloat16, so three products do for what two float32 need six.
-    """
-    if x.dtype == y.dtype == jnp.float32:
-        return _dot(x, y, axes)
-    if x.dtype == jnp.float32:
-        return sum(_dot(part, y, axes) for part in _thirds(x))
-    return sum(_dot(x, part, axes) for part in _thirds(y))
-
-
-def _thirds(x: Array) -> list[Array]:
-    """Its first, second and third eight digits."""
-    parts = []
-    for _ in range(3):
-        parts.append(x.astype(jnp.bfloat16))
-        x = x - parts[-1].astype(jnp.float32)
-    return parts[::-1]
+    return jnp.exp2(jnp.where(there, -span if turned else span, -jnp.inf))
