@@ -234,7 +234,8 @@ class Typical(Processor):
 
     def change(self, history: History, x_RV: Array) -> Array:
         logp_RV = jax.nn.log_softmax(x_RV, axis=1)
-        near_RV = -jnp.abs(logp_RV + entropy(logp_RV)[:, None])
+        # Once: made again for the comparison it may be rounded otherwise, and the last to stay go.
+        near_RV = jax.lax.optimization_barrier(-jnp.abs(logp_RV + entropy(logp_RV)[:, None]))
         t_R = threshold(near_RV, jnp.exp(logp_RV), self.typical_p_R)
         return _keep(x_RV, (near_RV >= t_R[:, None]) | (self.typical_p_R == 1)[:, None])
 
