@@ -23,7 +23,7 @@ from lcm.data.stdlib import StandardLibrary
 from lcm.models import compression, decoder
 from lcm.models.compression import Asked, CompressionSpec, Task
 from lcm.ops.losses import cross_entropy
-from lcm.report.tables import Table, markdown, number
+from lcm.report.tables import Table, captioned, number
 from lcm.training.fit import fit
 from lcm.training.workdir import write_text
 
@@ -64,9 +64,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         results[name] = studied(sizes, name, workdir / f"{name.replace(', ', '_')}.json")
         write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
     shown = tables(sizes, results)
-    write_text(
-        workdir / "tables.md", "\n".join(f"{each.caption}:\n\n{markdown(each)}\n" for each in shown)
-    )
+    write_text(workdir / "tables.md", captioned(shown))
     print(f"\n{(workdir / 'tables.md').read_text()}")
     least, most = sizes.task.excerpt
     text = [

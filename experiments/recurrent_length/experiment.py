@@ -25,7 +25,7 @@ from lcm.evaluation.remembrance import state_norms
 from lcm.models import decimation
 from lcm.models.decimation import Decimation
 from lcm.nn import MIXERS
-from lcm.report.tables import MISSING, Table, markdown, number
+from lcm.report.tables import MISSING, Table, captioned, number
 from lcm.training.carry import KINDS
 from lcm.training.seeds import one_seed, train_seeds
 from lcm.training.workdir import write_text
@@ -233,10 +233,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
             results[study.name] = studied(sizes, study, todo, workdir)
             write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
             shown = tables(sizes, results)
-            write_text(
-                workdir / "tables.md",
-                "\n".join(f"{each.caption}:\n\n{markdown(each)}\n" for each in shown),
-            )
+            write_text(workdir / "tables.md", captioned(shown))
     counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]
     text = [
         f"{sizes.keys} keys, pieces of {sizes.length} tokens, {sizes.steps} steps from empty "

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,6 +29,11 @@ def markdown(table: Table) -> str:
     """The table without its caption, as a README has it."""
     rule = ["---"] * len(table.header)
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.header, rule, *table.rows))
+
+
+def captioned(tables: Iterable[Table]) -> str:
+    """All tables, each behind its caption."""
+    return "\n".join(f"{each.caption}:\n\n{markdown(each)}\n" for each in tables)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_gradients import both, close
 
 from lcm.ops.recurrence import op_matrix
 from lcm.ops.recurrence.inverse import inverse
@@ -38,18 +39,6 @@ def case(length, groups, heads, states, width, dtype=jnp.float32, repeated=1):
     return given, jnp.asarray(random.random(token) < 0.04)
 
 
-def both(function, given, reset):
-    """Outputs and the last state, and the gradients of all that is given."""
-
-    def loss(given):
-        y, S = function(*given, reset)
-        waves = (jnp.sin(jnp.arange(x.size) % 7.0).reshape(x.shape) for x in (y, S))
-        return sum((w * x).sum() for w, x in zip(waves, (y, S), strict=True)), (y, S)
-
-    (_, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
-    return found, gradients
-
-
 def by_token(q, k, v, l, a, b, rate, S0, reset):
     q, k, a, b, v = (x.astype(jnp.float32) for x in (q, k, a, b, v))
     return matrix_steps(q, k, v, l, (a, b, rate), S0, reset)
@@ -57,12 +46,6 @@ def by_token(q, k, v, l, a, b, rate, S0, reset):
 
 def in_kernels(q, k, v, l, a, b, rate, S0, reset):
     return op_matrix(q, k, v, l, (a, b, rate), S0, reset)
-
-
-def close(got, want, share):
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-        np.testing.assert_allclose(x, y, atol=share * float(jnp.abs(y).max()))
 
 
 @pytest.mark.parametrize(

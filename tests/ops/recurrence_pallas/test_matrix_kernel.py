@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_gradients import both, close
 
 from lcm.ops.recurrence import op_matrix
 from lcm.ops.recurrence.pallas import matrices
@@ -21,18 +22,6 @@ def case(length, groups, heads, states, width, dtype=jnp.float32, share=0.03):
     v, l = draw(*token, heads, width).astype(dtype), -0.3 * jnp.abs(draw(*token, heads))
     S0 = draw(2, heads, states, width)
     return (q, k, v, l, S0), jnp.asarray(random.random(token) < share)
-
-
-def both(function, given, reset):
-    """Outputs and the last state, and the gradients of all that is given."""
-
-    def loss(given):
-        y, S = function(*given, reset)
-        waves = (jnp.sin(jnp.arange(x.size) % 7.0).reshape(x.shape) for x in (y, S))
-        return sum((w * x).sum() for w, x in zip(waves, (y, S), strict=True)), (y, S)
-
-    (_, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
-    return found, gradients
 
 
 def by_token(q, k, v, l, S0, reset):
@@ -55,9 +44,7 @@ def in_kernels(q, k, v, l, S0, reset):
 def test_is_token_by_token(shape, monkeypatch):
     monkeypatch.setattr(matrices, "WIDEST", 128)
     given, reset = case(*shape)
-    got, want = both(in_kernels, given, reset), both(by_token, given, reset)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-5 * float(jnp.abs(y).max()))
+    close(both(in_kernels, given, reset), both(by_token, given, reset), 2e-5)
 
 
 def test_blocks_of_heads_add_to_what_they_share(monkeypatch):
@@ -65,9 +52,7 @@ def test_blocks_of_heads_add_to_what_they_share(monkeypatch):
     monkeypatch.setattr(matrices, "WIDEST", 128)
     assert matrices.block(4, 64, 8) == 2
     given, reset = case(40, 1, 4, 8, 64)
-    got, want = both(in_kernels, given, reset), both(by_token, given, reset)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-5 * float(jnp.abs(y).max()))
+    close(both(in_kernels, given, reset), both(by_token, given, reset), 2e-5)
 
 
 def test_bfloat16_has_states_in_float32():
@@ -77,11 +62,8 @@ def test_bfloat16_has_states_in_float32():
     assert y.dtype == jnp.bfloat16 and S.dtype == jnp.float32
     assert [x.dtype for x in gradients] == [x.dtype for x in given]
     # What the state is made of is exact, what tokens of a chunk add to each other is rounded.
-    np.testing.assert_allclose(S, want_S, atol=1e-5 * float(jnp.abs(want_S).max()))
-    pairs = zip((y, *gradients), (want_y, *wanted), strict=True)
-    for a, b in pairs:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        np.testing.assert_allclose(a, b, atol=1e-2 * float(jnp.abs(b).max()))
+    close(S, want_S, 1e-5)
+    close((y, *gradients), (want_y, *wanted), 1e-2)
 
 
 def test_narrow_queries_and_wide_keys():
@@ -90,9 +72,7 @@ def test_narrow_queries_and_wide_keys():
     given = q.astype(jnp.bfloat16), k, v, l, S0
     (y, S), (_, *gradients) = both(in_kernels, given, reset)
     (want_y, want_S), (_, *wanted) = both(by_token, given, reset)
-    pairs = zip((y, S, *gradients), (want_y, want_S, *wanted), strict=True)
-    for a, b in pairs:
-        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+    close((y, S, *gradients), (want_y, want_S, *wanted), 2e-5)
 
 
 def test_long_decays_and_a_document_in_each_token():
@@ -102,9 +82,8 @@ def test_long_decays_and_a_document_in_each_token():
     assert l[:, :128].sum(1).min() < -500
     y, _ = run(q, k, v, l, S0, reset)
     np.testing.assert_allclose(y, (q * k).sum(-1, keepdims=True) * v, atol=1e-5)
-    got, want = run(q, k, v, l, S0, reset & False), by_token(q, k, v, l, S0, reset & False)
-    for x, z in zip(got, want, strict=True):
-        np.testing.assert_allclose(x, z, atol=1e-4 * float(jnp.abs(z).max()))
+    given = q, k, v, l, S0, reset & False
+    close(run(*given), by_token(*given), 1e-4)
 
 
 def test_what_has_a_kernel():

@@ -80,22 +80,17 @@ def test_erasing_compiles_for_a_tpu(compiles):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "groups, heads, states, width",
-    [(16, 32, 128, 128), (8, 8, 64, 64), (2, 2, 256, 512), (1, 3, 40, 24)],
+    "of, groups, heads, states, width",
+    [
+        *((of_erasing, *s) for s in [(16, 32, 128, 128), (8, 8, 64, 64), (2, 2, 256, 512)]),
+        (of_erasing, 1, 3, 40, 24),
+        *((of_matrices, *s) for s in [(1, 24, 128, 64), (4, 4, 64, 64), (2, 8, 256, 128)]),
+        (of_matrices, 3, 6, 40, 24),
+    ],
 )
-def test_erasing_compiles_everywhere(compiles, topology, groups, heads, states, width):
+def test_matrices_compile_everywhere(compiles, topology, of, groups, heads, states, width):
     sizes = groups, heads, states, width
-    compiles(of_erasing, [(topology, 1000, *sizes, t) for t in ("bfloat16", "float32")])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "groups, heads, states, width",
-    [(1, 24, 128, 64), (4, 4, 64, 64), (2, 8, 256, 128), (3, 6, 40, 24)],
-)
-def test_matrices_compile_everywhere(compiles, topology, groups, heads, states, width):
-    sizes = groups, heads, states, width
-    compiles(of_matrices, [(topology, 1000, *sizes, t) for t in ("bfloat16", "float32")])
+    compiles(of, [(topology, 1000, *sizes, t) for t in ("bfloat16", "float32")])
 
 
 @pytest.mark.slow

@@ -7,19 +7,17 @@ states stay in vector memory.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.recurrence.pallas import erasing_kernels as kernels
-from lcm.ops.recurrence.pallas import plan, triangles
+from lcm.ops.recurrence.pallas import triangles
 from lcm.ops.recurrence.pallas.erasing_kernels import Tile, Tokens
+from lcm.ops.recurrence.pallas.grid import Grid, float32
 from lcm.ops.recurrence.pallas.matrices import known, of_log_decay
-from lcm.ops.tpu import LANES, parameters
+from lcm.ops.tpu import LANES
 from lcm.types import Array
 
 CHUNK = 128
@@ -77,22 +75,20 @@ def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Give
 run.defvjp(_forward, _backward)
 
 
-def _known(tile: Tile, given: Given, document: Array) -> Array:
-    return known(tile.chunk, given.log_decay, document, given.rate)
-
-
-class _Grid:
+class _Grid(Grid):
     """Blocks of arrays on a grid of (batch, block of heads, chunk)."""
 
     def __init__(self, tile: Tile, given: Given, reverse: bool = False):
         batch, length, _ = given.tokens.v.shape
-        self.tile, self.reverse = tile, reverse
-        self.blocks, self.chunks = given.log_decay.shape[1], length // tile.chunk
-        self.shape = batch, self.blocks, self.chunks
+        self.blocks = given.log_decay.shape[1]
+        shape = batch, self.blocks, length // tile.chunk
+        super().__init__(tile, shape, (tile.heads, tile.states, tile.width), reverse)
 
-    def at(self, t: Array) -> Array:
-        """The chunk of a step."""
-        return self.chunks - 1 - t if self.reverse else t
+    def read(self, given: Given, document: Array) -> list[tuple[Array, pl.BlockSpec]]:
+        """What both passes read: what is known of heads, and tokens."""
+        of_heads = known(self.tile.chunk, given.log_decay, document, given.rate)
+        tokens = [(x, self.tokens(x)) for x in given.tokens]
+        return [(of_heads, self.known(of_heads.shape[2])), *tokens]
 
     def tokens(self, x: Array) -> pl.BlockSpec:
         """Those of a block of heads, of `[B, L, ...]`."""
@@ -103,55 +99,35 @@ class _Grid:
         block = (None, None, rows, self.tile.chunk)
         return pl.BlockSpec(block, lambda b, m, t: (b, m, 0, self.at(t)))
 
-    @property
-    def _states(self) -> tuple[int, int, int]:
-        return self.tile.heads, self.tile.states, self.tile.width
-
     def state(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, *self._states), lambda b, m, t: (b, m, 0, 0))
+        return pl.BlockSpec((None, *self.state_shape), lambda b, m, t: (b, m, 0, 0))
 
     def entering(self) -> pl.BlockSpec:
         """The states of all chunks, `[B, T, H, N, P]`."""
-        block = (None, None, *self._states)
+        block = (None, None, *self.state_shape)
         return pl.BlockSpec(block, lambda b, m, t: (b, self.at(t), m, 0, 0))
 
-    def scratch(self) -> list:
-        return [pltpu.VMEM(self._states, jnp.float32)]
-
-    def cost(self, squares: int, within: int, states: int, *arrays: Array) -> pl.CostEstimate:
+    def work(self, squares: int, within: int, states: int) -> tuple[int, int]:
         """Of so many products of a head and chunk: C x C x N, C x C x P, C x N x P, and inverses
         by two products of half the rows from blocks of 16 up."""
-        heads, states_, width = self._states
+        heads, rows, width = self.state_shape
         chunk = self.tile.chunk
         joined = (chunk // triangles.BLOCK).bit_length() - 1
-        flops = chunk * (squares * states_ + within * width + joined * chunk)
-        flops = 2 * chunk * (flops + states * states_ * width)
-        programs = math.prod(self.shape) * heads
-        return plan.cost(programs * flops, programs * 2 * chunk**2, *arrays)
+        flops = chunk * (squares * rows + within * width + joined * chunk)
+        return heads * 2 * chunk * (flops + states * rows * width), heads * 2 * chunk**2
 
 
 def _forward_call(
     tile: Tile, given: Given, document: Array, keep: bool
 ) -> tuple[Array, Array, Array | None]:
     """Outputs, the last state, and if they are kept the states that enter chunks."""
-    grid, of_heads = _Grid(tile, given), _known(tile, given, document)
-    tokens, S0 = given.tokens, given.S0
-    float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    out = [jax.ShapeDtypeStruct(tokens.v.shape, tokens.v.dtype), float32(S0.shape)]
-    out += [float32((len(S0), grid.chunks, *S0.shape[1:]))] * keep
-    arrays = of_heads, *tokens, S0
-    y, last, *states = pl.pallas_call(
-        functools.partial(kernels.forward, tile),
-        grid=grid.shape,
-        in_specs=[grid.known(of_heads.shape[2]), *map(grid.tokens, tokens), grid.state()],
-        out_specs=[grid.tokens(tokens.v), grid.state(), *[grid.entering()] * keep],
-        out_shape=out,
-        scratch_shapes=grid.scratch(),
-        compiler_params=parameters(2, 1),
-        cost_estimate=grid.cost(4, 4, 4, *arrays, *out),
-        interpret=plan.interpret,
-        name="erasing_forward",
-    )(*arrays)
+    grid = _Grid(tile, given)
+    v, S0 = given.tokens.v, given.S0
+    out = [(jax.ShapeDtypeStruct(v.shape, v.dtype), grid.tokens(v))]
+    out += [(float32(S0.shape), grid.state())]
+    out += [(float32((len(S0), grid.chunks, *S0.shape[1:])), grid.entering())] * keep
+    pairs = [*grid.read(given, document), (S0, grid.state())]
+    y, last, *states = grid.call("erasing_forward", kernels.forward, pairs, out, grid.work(4, 4, 4))
     return y, last, states[0] if keep else None
 
 
@@ -159,23 +135,13 @@ def _backward_call(
     tile: Tile, given: Given, document: Array, states: Array, d_y: Array, d_last: Array
 ) -> tuple[Array, ...]:
     """Gradients of tokens, of sums of log-decays, of rates, and of the state."""
-    grid, of_heads = _Grid(tile, given, reverse=True), _known(tile, given, document)
-    tokens = given.tokens
-    specs, known_spec = [*map(grid.tokens, tokens)], grid.known(of_heads.shape[2])
-    float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tokens]
-    out += [float32(of_heads.shape), float32(given.S0.shape)]
-    arrays = of_heads, *tokens, states, d_y, d_last
-    *found, d_known, d_S0 = pl.pallas_call(
-        functools.partial(kernels.backward, tile),
-        grid=grid.shape,
-        in_specs=[known_spec, *specs, grid.entering(), grid.tokens(d_y), grid.state()],
-        out_specs=[*specs, known_spec, grid.state()],
-        out_shape=out,
-        scratch_shapes=grid.scratch(),
-        compiler_params=parameters(2, 1),
-        cost_estimate=grid.cost(12, 10, 9, *arrays, *out),
-        interpret=plan.interpret,
-        name="erasing_backward",
-    )(*arrays)
+    grid = _Grid(tile, given, reverse=True)
+    read = grid.read(given, document)
+    of_heads, *tokens = read
+    pairs = [*read, (states, grid.entering()), (d_y, grid.tokens(d_y)), (d_last, grid.state())]
+    out = [(jax.ShapeDtypeStruct(x.shape, x.dtype), block) for x, block in tokens]
+    out += [(float32(of_heads[0].shape), of_heads[1]), (float32(given.S0.shape), grid.state())]
+    *found, d_known, d_S0 = grid.call(
+        "erasing_backward", kernels.backward, pairs, out, grid.work(12, 10, 9)
+    )
     return *found, d_known[..., : tile.heads, :], d_known[..., tile.rates, :], d_S0

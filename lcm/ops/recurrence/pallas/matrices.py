@@ -7,18 +7,16 @@ the chunks; its state stays in vector memory.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from lcm.ops.recurrence.pallas import matrix_kernels as kernels
-from lcm.ops.recurrence.pallas import plan
+from lcm.ops.recurrence.pallas.grid import Grid, float32
 from lcm.ops.recurrence.pallas.matrix_kernels import Tile
-from lcm.ops.tpu import LANES, SUBLANES, parameters
+from lcm.ops.tpu import LANES, SUBLANES
 from lcm.types import Array
 
 CHUNK = 128
@@ -91,19 +89,14 @@ def of_log_decay(chunk: int, d_G: Array) -> Array:
     return jax.lax.cumsum(d_G.reshape(shape), axis=d_G.ndim, reverse=True).reshape(d_G.shape)
 
 
-class _Grid:
+class _Grid(Grid):
     """Blocks of arrays on a grid of (batch, group, block of heads, chunk)."""
 
     def __init__(self, tile: Tile, given: Given, reverse: bool = False):
         batch, groups, length, width = given.v.shape
-        self.tile, self.reverse = tile, reverse
         self.states, self.channels = given.q.shape[-1], tile.heads * tile.width
-        self.chunks = length // tile.chunk
-        self.shape = batch, groups, width // self.channels, self.chunks
-
-    def at(self, t: Array) -> Array:
-        """The chunk of a step."""
-        return self.chunks - 1 - t if self.reverse else t
+        shape = batch, groups, width // self.channels, length // tile.chunk
+        super().__init__(tile, shape, (self.states, self.channels), reverse)
 
     def known(self, rows: int) -> pl.BlockSpec:
         block = (None, None, None, rows, self.tile.chunk)
@@ -131,16 +124,12 @@ class _Grid:
         block = (None, None, None, None, self.states, self.channels)
         return pl.BlockSpec(block, lambda b, g, m, t: (b, g, m, self.at(t), 0, 0))
 
-    def scratch(self) -> list:
-        return [pltpu.VMEM((self.states, self.channels), jnp.float32)]
-
-    def cost(self, squares: int, heads: int, states: int, *arrays: Array) -> pl.CostEstimate:
+    def work(self, squares: int, heads: int, states: int) -> tuple[int, int]:
         """Of so many products of a chunk: C x C x N, C x C x P of each head, C x N x R P."""
         chunk, tile = self.tile.chunk, self.tile
         flops = squares * chunk * self.states + heads * chunk * self.channels
         flops = 2 * chunk * (flops + states * self.states * self.channels)
-        programs = math.prod(self.shape)
-        return plan.cost(programs * flops, programs * tile.heads * chunk**2, *arrays)
+        return flops, tile.heads * chunk**2
 
 
 def _forward_call(
@@ -149,22 +138,13 @@ def _forward_call(
     """Outputs, the last state, and if they are kept the states that enter chunks."""
     grid = _Grid(tile, given)
     of_heads = known(tile.chunk, given.log_decay, document)
-    float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    out = [jax.ShapeDtypeStruct(given.v.shape, given.v.dtype), float32(given.S0.shape)]
-    out += [float32((*grid.shape, *given.S0.shape[3:]))] * keep
+    blocks = grid.known(of_heads.shape[3]), grid.q(), grid.q(), grid.v(), grid.state()
     arrays = of_heads, given.q, given.k, given.v, given.S0
-    y, last, *states = pl.pallas_call(
-        functools.partial(kernels.forward, tile),
-        grid=grid.shape,
-        in_specs=[grid.known(of_heads.shape[3]), grid.q(), grid.q(), grid.v(), grid.state()],
-        out_specs=[grid.v(), grid.state(), *[grid.entering()] * keep],
-        out_shape=out,
-        scratch_shapes=grid.scratch(),
-        compiler_params=parameters(3, 1),
-        cost_estimate=grid.cost(1, 1, 2, *arrays, *out),
-        interpret=plan.interpret,
-        name="matrix_forward",
-    )(*arrays)
+    out = [(jax.ShapeDtypeStruct(given.v.shape, given.v.dtype), grid.v())]
+    out += [(float32(given.S0.shape), grid.state())]
+    out += [(float32((*grid.shape, *given.S0.shape[3:])), grid.entering())] * keep
+    pairs = list(zip(arrays, blocks, strict=True))
+    y, last, *states = grid.call("matrix_forward", kernels.forward, pairs, out, grid.work(1, 1, 2))
     return y, last, states[0] if keep else None
 
 
@@ -183,21 +163,16 @@ def _backward_call(
         )
         for x in given[:2]
     )
-    float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     d_v = jax.ShapeDtypeStruct(given.v.shape, given.v.dtype)
-    out = [d_q, d_k, d_v, float32(of_heads.shape), float32(given.S0.shape)]
+    shapes = d_q, d_k, d_v, float32(of_heads.shape), float32(given.S0.shape)
     arrays = of_heads, given.q, given.k, given.v, states, d_y, d_last
-    in_specs = [grid.known(rows), grid.q(), grid.q(), grid.v(), grid.entering(), grid.v()]
-    d_q, d_k, d_v, d_known, d_S0 = pl.pallas_call(
-        functools.partial(kernels.backward, tile),
-        grid=grid.shape,
-        in_specs=[*in_specs, grid.state()],
-        out_specs=[grid.d_q(), grid.d_q(), grid.v(), grid.known(rows), grid.state()],
-        out_shape=out,
-        scratch_shapes=grid.scratch(),
-        compiler_params=parameters(3, 1),
-        cost_estimate=grid.cost(3, 2, 5, *arrays, *out),
-        interpret=plan.interpret,
-        name="matrix_backward",
-    )(*arrays)
+    read = [grid.known(rows), grid.q(), grid.q(), grid.v(), grid.entering(), grid.v(), grid.state()]
+    written = [grid.d_q(), grid.d_q(), grid.v(), grid.known(rows), grid.state()]
+    d_q, d_k, d_v, d_known, d_S0 = grid.call(
+        "matrix_backward",
+        kernels.backward,
+        list(zip(arrays, read, strict=True)),
+        list(zip(shapes, written, strict=True)),
+        grid.work(3, 2, 5),
+    )
     return d_q, d_k, d_v, d_known[..., : tile.heads, :], d_S0

@@ -1,0 +1,58 @@
+"""A grid of programs that go over the chunks of their heads, and a call of a kernel on it."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lcm.ops.recurrence.pallas import plan
+from lcm.ops.tpu import parameters
+from lcm.types import Array
+
+Blocks = Sequence[tuple[Any, pl.BlockSpec]]  # arrays, or their shapes and dtypes, each in blocks
+
+float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+
+class Grid:
+    """Of a shape whose last axis is of chunks, which are taken in turn, in reverse from the last.
+
+    tile: what a kernel is told of a program. state: the shape of what stays in vector memory from
+    chunk to chunk.
+    """
+
+    def __init__(self, tile: Any, shape: tuple[int, ...], state: tuple[int, ...], reverse: bool):
+        self.tile, self.shape, self.state_shape = tile, shape, state
+        self.chunks, self.reverse = shape[-1], reverse
+
+    def at(self, t: Array) -> Array:
+        """The chunk of a step."""
+        return self.chunks - 1 - t if self.reverse else t
+
+    def call(
+        self, name: str, kernel: Callable, given: Blocks, out: Blocks, work: tuple[int, int]
+    ) -> list[Array]:
+        """What `kernel(tile, *given, *out, state)` writes.
+
+        work: FLOPs and exponentials of a program.
+        """
+        arrays, in_specs = zip(*given, strict=True)
+        shapes, out_specs = zip(*out, strict=True)
+        flops, exponentials = (math.prod(self.shape) * each for each in work)
+        return pl.pallas_call(
+            functools.partial(kernel, self.tile),
+            grid=self.shape,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            out_shape=shapes,
+            scratch_shapes=[pltpu.VMEM(self.state_shape, jnp.float32)],
+            compiler_params=parameters(len(self.shape) - 1, 1),
+            cost_estimate=plan.cost(flops, exponentials, *arrays, *shapes),
+            interpret=plan.interpret,
+            name=name,
+        )(*arrays)
