@@ -5,7 +5,9 @@ import json
 import math
 import pathlib
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lcm.errors import CheckpointError
@@ -32,7 +34,8 @@ class Metrics:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        from tensorboardX.record_writer import RecordWriter
+        with _without_torch():
+            from tensorboardX.record_writer import RecordWriter
 
         lines = workdir / FILE
         write_text(lines, "".join(f"{line}\n" for line in _lines_up_to(lines, step)))
@@ -82,6 +85,19 @@ class Metrics:
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self.events.write(event.SerializeToString())
         self.events.flush()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Importing tensorboardX imports torch if there is one: seconds of a start for nothing here."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _lines_up_to(file: pathlib.Path, step: int) -> list[str]:

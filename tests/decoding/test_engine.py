@@ -67,7 +67,7 @@ CASES = [
 ]
 
 
-@pytest.mark.quick("rope", "lm_infinite", "dynamic_ntk")
+@pytest.mark.quick("rope", "lm_infinite")
 @pytest.mark.parametrize("kind", CASES)
 def test_tokens_are_those_of_whole_passes(kind):
     model = tiny.model(*KINDS[kind])

@@ -68,6 +68,7 @@ def test_batches_are_the_naive_loop(model):
     assert got == [naive(model, prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.quick("griffin", "several arrays")
 def test_a_session_goes_on_and_begins_anew_where_texts_part(model, monkeypatch):
     engine = Engine(model, rows=1, chunk=8)
     session, read = Session(engine), []

@@ -27,7 +27,7 @@ def engine(request):
     return Engine(tiny.model(*KINDS.get(request.param, [])), rows=1, **options)
 
 
-@pytest.mark.quick("rope", "self_extend")
+@pytest.mark.quick("self_extend")
 def test_only_what_is_new_is_read(engine, counted):  # noqa: F811
     session, begin = Session(engine), [*tiny.tokens(9)]
     first = reply(session, begin)

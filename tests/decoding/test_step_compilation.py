@@ -53,6 +53,7 @@ def compiled(positions, cache_dtype):
     )
 
 
+@pytest.mark.quick("rope")
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
 def test_a_step_reads_pages_in_the_kernel(positions):
     assert len(compiled(positions, "bfloat16").kernels) == DEPTH
@@ -62,5 +63,6 @@ def test_int8_pages_are_read_as_they_are():
     assert len(compiled("rope", "int8").kernels) == DEPTH
 
 
+@pytest.mark.slow
 def test_keys_that_are_rotated_as_they_are_read_are_gathered():
     assert len(compiled("self_extend", "bfloat16").kernels) == 0

@@ -93,6 +93,7 @@ def test_figures_are_those_of_transformers(evaluate, folder, theirs, chat):
         np.testing.assert_allclose(mine, other, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cache_answers_the_second_time(evaluate, model, tmp_path):
     once = LCM(model)
     first = evaluate(once, use_cache=str(tmp_path / "cache"))
@@ -177,6 +178,7 @@ def test_arguments(folder):
             LCM.create_from_arg_string(f"pretrained={folder},{argument}")
 
 
+@pytest.mark.slow
 def test_its_command_line(folder, tmp_path):
     command = [sys.executable, "-m", "lcm.evaluation.harness", "run", "--model", "lcm"]
     command += ["--model_args", f"pretrained={folder}", "--tasks", "lcm_choices"]

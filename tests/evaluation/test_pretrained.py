@@ -35,6 +35,7 @@ def scored(monkeypatch):
     return shapes
 
 
+@pytest.mark.slow
 def test_a_further_length_is_all_that_is_computed(folder, tmp_path, scored, capsys):
     evaluate = lambda *lengths, also=(): json.loads(  # noqa: E731
         evaluate_pretrained(str(folder), [*SMALL, *also], lengths=lengths, workdir=tmp_path)[

@@ -353,6 +353,7 @@ def test_nothing_has_the_size_of_all_states(tiny, name):
     assert max(math.prod(size[:-2]) for size in states) <= 2 * 16
 
 
+@pytest.mark.slow
 def test_initial_values_are_as_published(tiny):
     def mixer(name, *keys):
         cfg = tiny(f"model.pattern={name}", "model.depth=1", "model.width=128", *keys)

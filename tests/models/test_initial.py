@@ -48,7 +48,7 @@ def test_a_passed_state_goes_on_and_has_no_gradient(ran):
     assert jax.grad(loss)(1.1, False) != 0
 
 
-@pytest.mark.quick("mamba2", "hybrid")
+@pytest.mark.quick("hybrid")
 def test_drawn_states_have_the_moments_of_fitted_ones(ran):
     cfg, _, _, state = ran
     fit = initial.fitted(state)

@@ -137,7 +137,7 @@ def context(rows: int, length: int = LENGTH) -> Context:
     return plain._replace(remaining_BL=length - 1 - plain.positions_BL)
 
 
-@pytest.mark.quick("rope-plain", "rope-griffin", "rope-kda", "rope-mamba-2")
+@pytest.mark.quick("rope-griffin")
 @pytest.mark.parametrize("model", GRADIENTS, indirect=True, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_causal_through_gradients(model):
     """No logit depends on the embedding of a later token, and each depends on its own."""

@@ -151,6 +151,7 @@ def test_rules_of_decay():
     np.testing.assert_allclose(ranged, powers, rtol=1e-6)  # of five heads the rules are the same
 
 
+@pytest.mark.slow
 def test_initial_decays_are_as_published(tiny):
     keys = "model.width=128", "model.heads=64", "model.depth=1", "model.state=4"
     for name, least in (("gated_deltanet", 0.0099), ("kda", 1)):

@@ -16,6 +16,7 @@ def weights(parts, context):
     return attention.attend(parts, v_BSGK, context, context, backend="reference")
 
 
+@pytest.mark.quick("countdown+rope", "self_extend")
 @pytest.mark.parametrize("name", ["rope", "alibi", "countdown+rope", "self_extend"])
 def test_weights_by_probe_are_those_of_a_pattern_of_layers(tiny, name):
     fields = ["model.positions.window=4"] if name == "self_extend" else []
@@ -38,6 +39,7 @@ def test_weights_by_probe_are_those_of_a_pattern_of_layers(tiny, name):
     assert seen.tolist() == [24, 2, 24]
 
 
+@pytest.mark.slow
 def test_a_probe_does_not_change_what_later_layers_read(tiny):
     """The second layer's parts come from the residual stream that the model itself has there."""
     cfg = tiny("model.positions=rope", "model.depth=2")

@@ -143,6 +143,7 @@ def test_ranks_and_initial_values_are_those_of_the_releases(tiny):
     assert MIXERS["rwkv7"].state_bytes(models.spec(cfg).layers[0], 4) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.quick("rwkv7")
 @pytest.mark.parametrize("name", ["rwkv6", "rwkv7"])
 def test_initial_values_differ_from_layer_to_layer(tiny, name):

@@ -128,6 +128,7 @@ def test_a_block_exists_once_and_learns_from_all_its_uses(model):
         assert jnp.abs(own).max() > 0
 
 
+@pytest.mark.slow
 def test_the_engine_writes_what_the_whole_says(model):
     cfg, params = model
     engine = Engine(types.SimpleNamespace(cfg=cfg, params=params, tokenizer=None), rows=2, chunk=8)

@@ -213,6 +213,7 @@ def test_equal_keys_keep_equal_weights(backend):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_re_weighting_at_length_2048_concentrates():
     """Entropies as measured elsewhere, up to the spread of random rows: ln 2048 is 7.62."""
     q, k, _ = arrays(1, 2048, heads=1, kv_heads=1, size=64, batch=16)

@@ -249,6 +249,7 @@ def _for_a_tpu(monkeypatch):
     monkeypatch.setattr(plan, "LARGEST", (1024, 1024))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_for_a_tpu")
 def test_a_remap_of_three_parts_is_one_kernel_on_a_tpu():
     assert compiled(DualChunk(chunk=160, local=32, original=256), 512, False)[0] == 1

@@ -42,6 +42,7 @@ print("RESULT", (peak() - before) / size, size)
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux counts it")
+@pytest.mark.quick("bfloat16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_reading_takes_little_more_than_the_parameters(tmp_path, dtype):
     family = family_of(CONFIG)

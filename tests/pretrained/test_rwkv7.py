@@ -30,6 +30,7 @@ def test_logits_are_those_of_its_own_package(loaded):
     np.testing.assert_allclose(got, GOLDEN, **CLOSE)
 
 
+@pytest.mark.slow
 def test_a_state_changes_nothing(loaded):
     cfg, params, row = loaded.cfg, loaded.params, jnp.asarray(cases.tokens())
     state, got, start = models.init_state(cfg, 2, cases.LENGTH), [], 0

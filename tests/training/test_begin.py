@@ -73,6 +73,7 @@ def test_a_learned_table_is_stretched_and_its_kept_rows_stay(trained, tiny, tmp_
     assert np.all(moved[:5] == 0) and np.any(moved[64:96] > 0) and np.all(moved[96:] == 0)
 
 
+@pytest.mark.slow
 def test_evaluation_takes_what_an_encoding_needs_anew(trained):
     file = evaluation.evaluate_run(
         trained["nope"],

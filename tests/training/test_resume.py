@@ -41,6 +41,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(whole_run, steps, tmp_path):
     assert losses(workdir) == losses(whole_run)
 
 
+@pytest.mark.slow
 def test_sigterm_before_the_first_step_asks_to_be_run_again(whole_run, steps, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, *steps)

@@ -33,6 +33,7 @@ def test_a_seed_is_what_it_is_alone(cfg, tmp_path):
         assert one.size < 100 or not np.allclose(one[0], one[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_where_it_would_have(cfg, tmp_path):
     whole = seeds.train_seeds(cfg, tmp_path / "whole", [0, 1], batches_of(cfg))
     given = batches_of(cfg)
@@ -55,6 +56,7 @@ def test_an_interrupted_run_ends_where_it_would_have(cfg, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_scales_are_tuned_alone(cfg, tmp_path, tiny):
     before = seeds.train_seeds(cfg, tmp_path / "before", [0, 1], batches_of(cfg))
     scaled = positions.Chain(positions.HeadScale(1.5), positions.NoPE())

@@ -104,7 +104,7 @@ CASES = {
 }
 
 
-@pytest.mark.quick("rows and heads*", "int8, a key*")
+@pytest.mark.quick("int8, a key*")
 @pytest.mark.parametrize("name", CASES)
 def test_a_mesh_changes_nothing(name):
     """Nor are pages gathered that lie where they belong."""

@@ -87,7 +87,7 @@ def parts(q, k, v, mod):
     return [Part(q, k, causal(), mod)], v
 
 
-@pytest.mark.quick("composed", "t5")
+@pytest.mark.quick("composed")
 @pytest.mark.parametrize("name", MODS)
 def test_values_and_gradients_on_packed_rows(name):
     where = rows((150, 80, 40), (290,), total=300)

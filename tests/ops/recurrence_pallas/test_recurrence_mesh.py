@@ -41,18 +41,18 @@ def both(run, given):
         return sum(jnp.sin(x).sum() for x in found), found
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-for name, (run, given) in cases.items():
+meshes = (2, 1, 2, 2), (2, 2, 1, 2)
+for (name, (run, given)), sizes in zip(cases.items(), meshes * 2, strict=True):
     plan.interpret = False
     alone = both(run, given)(given)
     plan.interpret = True
-    for sizes in ((2, 1, 2, 2), (2, 2, 1, 2)):
-        axes = "data", "fsdp", "context", "tensor"
-        with jax.set_mesh(jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 4)):
-            step = both(run, given)
-            assert "pallas_call" in str(jax.make_jaxpr(step)(given)), (name, sizes)
-            meshed = step(given)
-        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(meshed), strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(a).max()), err_msg=name)
+    axes = "data", "fsdp", "context", "tensor"
+    with jax.set_mesh(jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 4)):
+        step = both(run, given)
+        assert "pallas_call" in str(jax.make_jaxpr(step)(given)), (name, sizes)
+        meshed = step(given)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(meshed), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(a).max()), err_msg=name)
 """
 
 
