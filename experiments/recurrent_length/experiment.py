@@ -226,11 +226,10 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     """Trains and scores what is not there yet, and writes `results.json` and the page."""
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results: dict[str, Found] = {}
-    parts = (lambda _: ["from nothing"]), (lambda _: KINDS), possible
-    for part in parts:  # of all mixers what they are trained to, what more training does, and then
-        for study in sizes.studies:  # what is done without
-            todo = part(study)
-            results[study.name] = studied(sizes, study, todo, workdir)
+    # All mixers from empty states, then all that is done to each.
+    for part in ((lambda _: ["from nothing"]), (lambda study: [*possible(study), *KINDS])):
+        for study in sizes.studies:
+            results[study.name] = studied(sizes, study, part(study), workdir)
             write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
             shown = tables(sizes, results)
             write_text(workdir / "tables.md", captioned(shown))
