@@ -1,12 +1,15 @@
 """The budgets beside the configs are kept by what is compiled now: one here, all of them slowly."""
 
+import ast
 import json
 import pathlib
+import re
 
 import pytest
 
 from lcm import config
 from lcm.aot import gate
+from lcm.aot.chips import GIB
 from tests.aot.test_program import needs_libtpu
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -20,6 +23,15 @@ QUICK = ("llama3_1b", "- v5e:4x4 fsdp=16 full decode")
 
 def test_there_are_budgets():
     assert QUICK in BUDGETS
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in BUDGETS}))
+def test_docstring_says_what_the_budget_of_its_command_does(name):
+    text = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
+    topology, mesh = re.search(r"--topology (\S+) --mesh (\S+)", text).groups()
+    memory = re.search(r"takes (\S+) of (\d+) GiB", text).group(1)
+    budget = json.loads((CONFIGS / f"{name}.budget.json").read_text())
+    assert f"{budget[f'- {topology} {mesh} full train']['memory'] / GIB:.1f}" == memory
 
 
 @needs_libtpu
