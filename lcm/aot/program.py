@@ -21,6 +21,9 @@ class Program(NamedTuple):
     """What compilation tells. Bytes are those of one device, `work` that of all together.
 
     arguments, outputs, temporaries: bytes; `shared` of the outputs lie in donated arguments.
+        Temporaries are those in use at once: `temp_size_in_bytes` has more of a program with loops
+        (twice what a scan stacks, say), which the compiler's own check of the memory does not ask
+        for. Gaps between buffers are left out.
     host: bytes of temporaries in the memory of the host, for each device.
     work: FLOPs counted in the jaxpr, loops as often as they run.
     compiled: the executable, for `as_text()`, its HLO, and XLA's own `cost_analysis()`.
@@ -83,13 +86,14 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
         raise CompileError(f"the TPU compiler refuses {_name(fn)}: {error}") from error
     seconds = time.monotonic() - start
     used = compiled.memory_analysis()
+    held = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     return Program(
         topology if isinstance(topology, str) else mesh.devices.flat[0].device_kind,
         mesh.size,
         used.argument_size_in_bytes,
         used.output_size_in_bytes,
         used.alias_size_in_bytes,
-        used.temp_size_in_bytes,
+        used.peak_memory_in_bytes - held,
         used.host_temp_size_in_bytes,
         flops.of(traced.jaxpr.jaxpr),
         compiled,

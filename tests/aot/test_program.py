@@ -54,6 +54,31 @@ def test_arguments_are_sharded_as_they_say():
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_memory_is_what_the_compiler_asks_for():
+    """It takes a program that by `temp_size_in_bytes` does not fit into the 15.75 GiB of a v5e."""
+    mesh = aot.mesh("v5e:2x2", (4,), ("x",))
+    array = jax.ShapeDtypeStruct(
+        (8192, 8192), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x"))
+    )
+
+    def total(w, x):
+        def body(x, _):
+            x = jnp.tanh(x @ w)
+            return x, x
+
+        return jax.lax.scan(body, x, length=95)[1].sum()
+
+    def step(w, x):
+        return w - jax.grad(total)(w, x)
+
+    program = aot.compile(step, array, array, topology=mesh, donate_argnums=0)
+    told = program.compiled.memory_analysis()
+    assert told.argument_size_in_bytes + told.temp_size_in_bytes > 15.75 * 2**30
+    assert 15 * 2**30 < program.memory < 15.75 * 2**30
+
+
+@needs_libtpu
 def test_kernels_of_a_program():
     call = pl.pallas_call(_double, SQUARE, name="double")
     one, two = aot.compile(lambda x: call(jnp.sin(call(x))), SQUARE).kernels

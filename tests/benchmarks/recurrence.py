@@ -196,9 +196,9 @@ def ahead(length: int, topology: str) -> None:
         return y, pull(given[2])
 
     program = aot.compile(both, *given, topology=topology)
-    told = program.compiled.cost_analysis()
+    told, used = program.compiled.cost_analysis(), program.compiled.memory_analysis()
     print(
-        f"{topology} {length}: temporaries {program.temporaries / 2**20:.0f} MiB, "
+        f"{topology} {length}: temporaries {used.temp_size_in_bytes / 2**20:.0f} MiB, "
         f"{told['flops'] / 1e9:.1f} GFLOP and {told.get('bytes accessed', 0) / 2**20:.0f} MiB by "
         f"XLA's count (a loop once), {program.seconds:.1f} s to compile"
     )
