@@ -23,8 +23,12 @@ from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_matrix_before
 from lcm.types import Array, Context, Hidden
 
-MIX_RANK, DECAY_RANK = 32, 64  # of releases up to 7B
 NAMES = "wkvrg"
+
+
+def ranks(width: int) -> tuple[int, int]:
+    """Of the small matrices for what is mixed and for decays, as releases of a width have them."""
+    return (64, 128) if width >= 4096 else (32, 64)
 
 
 class RWKV6(TimeMix):
@@ -46,11 +50,12 @@ class RWKV6(TimeMix):
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, width, inner = spec, spec.width, spec.inner
         keys = spec.heads * spec.state
+        mix_rank, decay_rank = ranks(width)
         set_initial(self, self.initial(spec, MIDDLE))
-        self.mix_down = zeros(width, len(NAMES) * MIX_RANK)
-        self.mix_up = _small_values(rngs, len(NAMES), MIX_RANK, width)
-        self.decay_down = zeros(width, DECAY_RANK)
-        self.decay_up = _small_values(rngs, DECAY_RANK, keys)
+        self.mix_down = zeros(width, len(NAMES) * mix_rank)
+        self.mix_up = _small_values(rngs, len(NAMES), mix_rank, width)
+        self.decay_down = zeros(width, decay_rank)
+        self.decay_up = _small_values(rngs, decay_rank, keys)
         self.r = orthogonal(rngs, width, keys)
         self.k = orthogonal(rngs, width, keys, 0.1)
         self.v = orthogonal(rngs, width, inner)
@@ -116,7 +121,8 @@ class RWKV6(TimeMix):
     def flops(spec: LayerSpec, length: int) -> float:
         """Matmul FLOPs of one token's forward pass: projections; the state written and read."""
         keys, inner = spec.heads * spec.state, spec.inner
-        small = 2 * len(NAMES) * MIX_RANK * spec.width + DECAY_RANK * (spec.width + keys)
+        mix_rank, decay_rank = ranks(spec.width)
+        small = 2 * len(NAMES) * mix_rank * spec.width + decay_rank * (spec.width + keys)
         return 2 * (spec.width * (2 * keys + 3 * inner) + small) + 4 * inner * spec.state
 
 
