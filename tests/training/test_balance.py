@@ -1,5 +1,7 @@
 """The loss that balances experts: what a step makes of it, and what training makes of the load."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,15 @@ def test_microbatches_are_balanced_each_by_itself(tiny):
     whole = load(cfg, params, batch).chosen_E
     assert float(metrics["largest_share"]) == pytest.approx(float(largest_share(whole)))
     assert abs(weights[0] - weights[1]) > 1 and np.isfinite(jax.tree.leaves(state.params)[0]).all()
+
+
+def test_a_run_tells_both(tiny, tmp_path):
+    keys = "train.steps=2", "train.log_every=1", "model.depth=1"
+    training.train(tiny(*EXPERTS, options(), *keys), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert 1.5 < line["imbalance"] < COUNT and 1 / COUNT < line["largest_share"] < 1
 
 
 def frequent(step: int):
