@@ -28,7 +28,8 @@
     jamba      eight layers, the fifth of them attention without positions, the others Mamba with
                norms inside (Lieber et al., 2024, arXiv:2403.19887), with MLPs in place of experts
     jamba_experts
-               the same with four experts in every second layer, of which a token takes two
+               the same with four experts in every second layer, of which a token takes two, and
+               the loss that balances them
 
 0.9M parameters each, 8.2M tokens. None has been trained to the end yet.
 """
@@ -116,7 +117,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         ),
         "model.kinds.many.mlp=experts",
         "model.kinds.many.hidden=24",
-        "model.kinds.many.mlp_options=count=4,top=2",
+        "model.kinds.many.mlp_options=count=4,top=2,balance=0.001",
         "model.kinds.whole.mixer=attention",
         "model.kinds.whole.positions=nope",
         "model.kinds.whole.kv_heads=2",

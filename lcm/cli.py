@@ -81,8 +81,9 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
             "lcm evaluate takes either the WORKDIRs of trained runs or one --model: see "
             "lcm evaluate --help"
         )
+    start = _hosts(args)
     if args.model:
-        return _evaluate_model(args, overrides)
+        return _evaluate_model(args, overrides, start)
     for name in ("lengths", "workdir", "passkey"):
         if getattr(args, name):
             raise UserError(
@@ -90,24 +91,39 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
             )
     from lcm import report
     from lcm.evaluation import evaluate_run
+    from lcm.parallel import hosts
 
-    for folder in args.workdirs:
-        print(f"wrote {evaluate_run(folder, overrides)}")
-    print(report.summary(report.read_all(args.workdirs)))
+    with hosts.running(start), hosts.losses_said():
+        for folder in args.workdirs:
+            file = evaluate_run(folder, overrides, everywhere=start is not None)
+            if hosts.is_first():
+                print(f"wrote {file}")
+        if hosts.is_first():
+            print(report.summary(report.read_all(args.workdirs)))
 
 
-def _evaluate_model(args: argparse.Namespace, overrides: list[str]) -> None:
+def _evaluate_model(args: argparse.Namespace, overrides: list[str], start: Any) -> None:
     from lcm import report
     from lcm.evaluation import passkey, results
     from lcm.evaluation.pretrained import evaluate_pretrained
+    from lcm.parallel import hosts
 
+    if start and args.passkey:
+        raise UserError(
+            "--passkey reads and writes on one host: leave out --coordinator, --processes and "
+            "--process (LCM_COORDINATOR and the like)"
+        )
     options = {"lengths": args.lengths, "workdir": args.workdir, "dtype": args.dtype}
-    _, file = evaluate_pretrained(args.model, overrides, retrieval=args.passkey, **options)
-    print(f"wrote {file}")
-    if args.passkey:
-        print(passkey.summary(results.load(file, results.PASSKEY)))
-    else:
-        print(report.summary([report.read_result(file)]))
+    options |= {"retrieval": args.passkey, "everywhere": start is not None}
+    with hosts.running(start), hosts.losses_said():
+        _, file = evaluate_pretrained(args.model, overrides, **options)
+        if not hosts.is_first():
+            return
+        print(f"wrote {file}")
+        if args.passkey:
+            print(passkey.summary(results.load(file, results.PASSKEY)))
+        else:
+            print(report.summary([report.read_result(file)]))
 
 
 def _analyse(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -203,10 +219,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", help="FILE.py or FILE.py:ARG, as in configs/byte_lm.py:tiny")
     train.add_argument("--workdir", type=_folder, help="folder of the run (runs/NAME)")
-    train.add_argument("--coordinator", help="HOST:PORT of process 0, or auto")
-    train.add_argument("--processes", type=int, help="how many processes there are")
-    train.add_argument("--process", type=int, help="which of them this is, from 0")
-    train.add_argument("--wait", type=int, help="seconds that they wait for one another (300)")
     train.add_argument("-h", "--help", action="store_true", help="list the keys of a config")
     train.set_defaults(run=_train)
 
@@ -220,6 +232,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", type=_folder, help="of --model: for its results (runs/NAME)")
     evaluate.add_argument("--dtype", default="float32", help="of --model's weights: or bfloat16")
     evaluate.set_defaults(run=_evaluate)
+    for command in (train, evaluate):
+        command.add_argument("--coordinator", help="HOST:PORT of process 0, or auto")
+        command.add_argument("--processes", type=int, help="how many processes there are")
+        command.add_argument("--process", type=int, help="which of them this is, from 0")
+        command.add_argument("--wait", type=int, help="seconds they wait for one another (300)")
 
     analyse = commands.add_parser("analyse", help="look at the attention of trained runs")
     analyse.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")

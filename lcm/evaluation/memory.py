@@ -7,10 +7,13 @@ import zipfile
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lcm.evaluation.documents import EvaluationError
 from lcm.evaluation.perplexity import Job
+from lcm.parallel import hosts
 from lcm.pretrained import Model
+from lcm.types import Array
 
 SAMPLE = 512  # numbers of each parameter that an identity looks at
 
@@ -19,7 +22,7 @@ class Losses:
     """A `perplexity.Memory` in a folder: a file for each protocol and length of one model.
 
     A file is found again for the same model, the same tokens and the same windows alone, whose
-    hash is in its name.
+    hash is in its name. Of several processes the first writes, and losses are found by all or none.
     """
 
     def __init__(self, folder: pathlib.Path, model: str) -> None:
@@ -27,6 +30,10 @@ class Losses:
 
     def find(self, name: str, length: int, job: Job) -> list[np.ndarray] | None:
         """The loss of each token of each document, float64 `[N]` each, if they are there."""
+        found = self._read(name, length, job)
+        return found if all(hosts.gather("" if found is None else "there")) else None
+
+    def _read(self, name: str, length: int, job: Job) -> list[np.ndarray] | None:
         file = self._file(name, length, job)
         try:
             with np.load(file) as found:
@@ -44,6 +51,9 @@ class Losses:
         Raises:
             EvaluationError: if there is no room.
         """
+        hosts.by_first(lambda: self._write(name, length, job, losses))
+
+    def _write(self, name: str, length: int, job: Job, losses: list[np.ndarray]) -> None:
         file = self._file(name, length, job)
         partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
         try:
@@ -72,7 +82,13 @@ def identity(model: Model) -> str:
     known.update(f"{model.cfg.data.length}".encode())  # which encodings may go by
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         flat = leaf.reshape(-1)
-        some = np.asarray(flat[:: max(1, flat.size // SAMPLE)])
+        some = np.asarray(_whole(flat[:: max(1, flat.size // SAMPLE)]))
         known.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
         known.update(some.tobytes())
     return known.hexdigest()[:16]
+
+
+def _whole(x: Array) -> Array:
+    """An array that may lie on devices of other hosts, too."""
+    there = getattr(x, "is_fully_addressable", True)
+    return x if there else multihost_utils.process_allgather(x, tiled=True)

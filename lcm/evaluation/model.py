@@ -1,43 +1,70 @@
 """From a trained run to the scores that an evaluation needs."""
 
+import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
-from lcm import config, models
+from lcm import config, models, parallel
 from lcm.data import pipeline, tasks
 from lcm.data.tokenizers import Tokenizer
+from lcm.evaluation import spread
 from lcm.evaluation.documents import Document, EvaluationError, from_text_tokens
 from lcm.evaluation.likelihood import of_tokens
 from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
 from lcm.models import ModelSpec, decoder
+from lcm.ops.placed import axes_in_use
+from lcm.parallel import hosts
 from lcm.pretrained import Model, changed, load
-from lcm.progress import progress
 from lcm.types import Array, Batch
 
 
 def scorer(cfg: Any, params: Any) -> Callable[[Batch], Array]:
     """Next-token losses of a model: `score(batch)` gives float32 nats `[B, L]`.
 
-    One compilation per shape, shared between models of one config.
+    One compilation per shape, shared between models of one config. Parameters that lie on a mesh
+    are used there, by all processes together, which then all have the losses.
     """
-    spec = models.spec(cfg)
+    spec, mesh = models.spec(cfg), parallel.of(params)
+    over = mesh and spread.compiled(_of_spec(spec), mesh)
 
     def score(batch: Batch) -> Array:
         models.check_limit(spec, batch.tokens_BL.shape[1])
-        return _losses(spec, params, batch)
+        return spread.losses(over, params, batch) if over else _losses(spec, params, batch)
 
     return score
 
 
-@jax.jit(static_argnums=0)
-def _losses(spec: ModelSpec, params: Any, batch: Batch) -> Array:
+@functools.cache
+def _of_spec(spec: ModelSpec) -> Callable[[Any, Batch], Array]:
+    return functools.partial(_nll, spec)
+
+
+def _nll(spec: ModelSpec, params: Any, batch: Batch) -> Array:
+    """Losses `[B, L]`; those of each device's tokens are made there."""
     x_BLD, _ = decoder.hidden(spec, params, batch.tokens_BL, batch.context, None)
-    x_QD, target_Q = x_BLD.reshape(-1, x_BLD.shape[-1]), batch.targets_BL.reshape(-1)
-    return -of_tokens(spec, params, x_QD, target_Q)[0].reshape(batch.targets_BL.shape)
+    name = "embedding" if spec.tied else "head"
+
+    def own(output: Any, x_BLD: Array, targets_BL: Array) -> Array:
+        x_QD, target_Q = x_BLD.reshape(-1, x_BLD.shape[-1]), targets_BL.reshape(-1)
+        return -of_tokens(spec, output, x_QD, target_Q)[0].reshape(targets_BL.shape)
+
+    given = {name: params[name]}, x_BLD, batch.targets_BL
+    axes = axes_in_use()
+    cut = {axis for axis in ("data", "fsdp", "context") if axis in axes}
+    if math.prod(axes[axis] for axis in cut) == 1:
+        return own(*given)
+    whole, rows = PartitionSpec(), parallel.BATCH
+    mapped = {"in_specs": (whole, rows, rows), "out_specs": rows, "axis_names": cut}
+    return jax.shard_map(own, **mapped, check_vma=False)(*given)
+
+
+_losses = jax.jit(_nll, static_argnums=0)
 
 
 def heldout(cfg: Any, tokenizer: Tokenizer | None) -> list[Document]:
@@ -81,8 +108,8 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
     spec, length = models.spec(cfg), cfg.data.length
     models.check_backend(spec)
     models.check_limit(spec, max(round(m * length) for m in cfg.eval.multiples))
-    documents = heldout(cfg, model.tokenizer)
-    with progress(title) as report:
+    documents = spread.read_by_all(lambda: heldout(cfg, model.tokenizer))
+    with spread.shown(title) as report:
         return evaluate(
             scorer(cfg, model.params),
             documents,
@@ -92,6 +119,7 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
             batch_tokens=cfg.eval.batch_tokens,
             max_tokens=cfg.eval.tokens or None,
             seed=cfg.seed,
+            rows=spread.rows(model.params),
             progress=report,
             about=about(model),
         )
@@ -108,23 +136,33 @@ def about(model: Model) -> dict[str, Any]:
     }
 
 
-def evaluate_run(folder: str | pathlib.Path, overrides: Sequence[str] = ()) -> pathlib.Path:
+def evaluate_run(
+    folder: str | pathlib.Path, overrides: Sequence[str] = (), *, everywhere: bool = False
+) -> pathlib.Path:
     """Evaluates a workdir's newest checkpoint and writes `eval/step-N.json` there.
 
     With overrides of the config the file's name carries them, so that variants lie side by side.
 
+    everywhere: over the mesh of all devices, of other processes too, which all call it; else on
+        one device.
+
     Raises:
         UserError: if the run cannot be read, or cannot be evaluated so.
     """
-    model = changed(load(folder), overrides)
-    result = evaluate_model(model, title=f"evaluate {pathlib.Path(folder).name}")
-    name = f"step-{model.step}{variant(overrides)}.json"
-    return save(result, pathlib.Path(folder) / "eval" / name)
+    folder = pathlib.Path(folder)
+    if everywhere:
+        model = spread.over_mesh(load(folder, mesh=spread.mesh(folder, overrides)), overrides)
+    else:
+        model = changed(load(folder), overrides)
+    result = evaluate_model(model, title=f"evaluate {folder.name}")
+    file = folder / "eval" / f"step-{model.step}{variant(overrides)}.json"
+    hosts.by_first(lambda: save(result, file))
+    return file
 
 
 def variant(overrides: Sequence[str]) -> str:
-    """What a result's file name says of overrides; those of `eval` change no model."""
-    return "".join(f"-{_safe(o)}" for o in overrides if not o.startswith("eval."))
+    """What a result's file name says of overrides; those of `eval` and `mesh` change no model."""
+    return "".join(f"-{_safe(o)}" for o in overrides if not o.startswith(("eval.", "mesh.")))
 
 
 def _safe(assignment: str) -> str:

@@ -91,6 +91,7 @@ def evaluate(
     confidence: float = 0.95,
     threshold: float = 1.05,
     span: int = 0,
+    rows: int = 1,
     protocols: Sequence[str] = RUN,
     memory: Memory | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -99,11 +100,11 @@ def evaluate(
     """Loss at multiples of the training length, by position and by context; perplexity; intervals.
 
     `score(batch)` gives the next-token loss in nats, float32 `[B, L]`, and is called with one
-    shape per window length. `stride` defaults to half the training length. `progress(done, total)`
-    is told the tokens put through the model. Of `protocols`, "lengths" is always among them;
-    without the two of windows of the training length, perplexity is that of each length. What
-    `memory` finds is not computed again. `about` (run, step, parameters, tokenizer, ...) is
-    kept with the result, a dictionary ready for JSON: see `lcm.evaluation.results`.
+    shape per window length, B a multiple of `rows`. `stride` defaults to half the training length.
+    `progress(done, total)` is told the tokens put through the model. Of `protocols`, "lengths" is
+    always among them; without the two of windows of the training length, perplexity is that of each
+    length. What `memory` finds is not computed again. `about` (run, step, parameters, tokenizer,
+    ...) is kept with the result, a dictionary ready for JSON: see `lcm.evaluation.results`.
     Raises EvaluationError for documents that are missing or too short and for losses that are not
     finite, ConfigError for settings that contradict each other.
     """
@@ -123,7 +124,7 @@ def evaluate(
     jobs = {k: job for k, job in _jobs(settings, documents).items() if k[0] in protocols}
     losses = {key: memory.find(*key, job) if memory else None for key, job in jobs.items()}
     todo = {key: job for key, job in jobs.items() if losses[key] is None}
-    total = sum(planned_tokens(job.plan, batch_tokens) for job in todo.values())
+    total = sum(planned_tokens(job.plan, batch_tokens, rows) for job in todo.values())
     done = 0
 
     def advance(tokens: int) -> None:
@@ -134,7 +135,7 @@ def evaluate(
 
     for key, job in todo.items():
         losses[key] = token_losses(
-            score, job.documents, job.plan, batch_tokens=batch_tokens, advance=advance
+            score, job.documents, job.plan, batch_tokens=batch_tokens, rows=rows, advance=advance
         )
         if memory:
             memory.keep(*key, job, losses[key])

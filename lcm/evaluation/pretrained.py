@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from lcm import models
 from lcm.errors import UserError
-from lcm.evaluation import passkey
+from lcm.evaluation import passkey, spread
 from lcm.evaluation.memory import Losses, identity
 from lcm.evaluation.model import about, heldout, scorer, variant
 from lcm.evaluation.perplexity import evaluate
 from lcm.evaluation.results import save
+from lcm.parallel import hosts
 from lcm.pretrained import Model, changed, load
-from lcm.progress import progress
 from lcm.training.workdir import CONFIG, write_text
 
 LOSSES = "losses"  # folder of the kept losses, within eval/
@@ -30,6 +30,7 @@ def evaluate_pretrained(
     workdir: pathlib.Path | None = None,
     dtype: str = "float32",
     retrieval: bool = False,
+    everywhere: bool = False,
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Loss by length and position of a model, or passkeys that it retrieves; the workdir, the file.
 
@@ -37,26 +38,38 @@ def evaluate_pretrained(
     lengths: of windows, or of prompts, in tokens. Without them, `eval.multiples` of the trained
         length if that is overridden, else half of it, the whole, and twice as much.
     workdir: `runs/NAME` by default.
-    retrieval: passkeys rather than losses.
+    retrieval: passkeys rather than losses; not everywhere.
+    everywhere: over the mesh of all devices, of other processes too, which all call it.
 
     Raises:
         UserError: if the model cannot be read, or not evaluated so.
     """
-    plain = load(source, dtype=dtype)
-    model = changed(plain, overrides)
+    if everywhere:
+        mesh = spread.mesh(source, overrides, *lengths, workdir, dtype)
+        plain = load(source, dtype=dtype, mesh=mesh)
+        model = spread.over_mesh(plain, overrides)
+    else:
+        plain = load(source, dtype=dtype)
+        model = changed(plain, overrides)
     folder = workdir or pathlib.Path("runs") / plain.cfg.name
     lengths = sorted({*(lengths or _usual(model, overrides))})
     _check(model, folder, lengths)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CONFIG).exists():
-        write_text(folder / CONFIG, plain.cfg.to_json_best_effort(indent=2) + "\n")
+    hosts.by_first(lambda: _begin(plain, folder))
     if retrieval:
         file = folder / "eval" / f"passkey{variant(overrides)}.json"
         passkey.retrieve(model, lengths, file=file, title=f"passkey {folder.name}")
         return folder, file
     file = folder / "eval" / f"step-{model.step}{variant(overrides)}.json"
     result = by_length(model, lengths, folder / "eval" / LOSSES, title=f"evaluate {folder.name}")
-    return folder, save(result, file)
+    hosts.by_first(lambda: save(result, file))
+    return folder, file
+
+
+def _begin(model: Model, folder: pathlib.Path) -> None:
+    """Writes the config of the model as it came, once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG).exists():
+        write_text(folder / CONFIG, model.cfg.to_json_best_effort(indent=2) + "\n")
 
 
 def by_length(model: Model, lengths: Sequence[int], kept: pathlib.Path, *, title: str) -> dict:
@@ -69,11 +82,11 @@ def by_length(model: Model, lengths: Sequence[int], kept: pathlib.Path, *, title
         UserError: if the documents do not reach the lengths.
     """
     cfg, trained = model.cfg, model.cfg.data.length
-    documents = heldout(cfg, model.tokenizer)
+    documents = spread.read_by_all(lambda: heldout(cfg, model.tokenizer))
     span, most = max(*lengths, 2 * trained), cfg.eval.tokens or None
     if all(len(document.tokens_N) < span for document in documents) or span > (most or span):
         span = 0  # those of the longest length, then
-    with progress(title) as report:
+    with spread.shown(title) as report:
         return evaluate(
             scorer(cfg, model.params),
             documents,
@@ -82,6 +95,7 @@ def by_length(model: Model, lengths: Sequence[int], kept: pathlib.Path, *, title
             batch_tokens=cfg.eval.batch_tokens,
             max_tokens=most,
             seed=cfg.seed,
+            rows=spread.rows(model.params),
             span=span,
             protocols=("lengths",),
             memory=Losses(kept, identity(model)),

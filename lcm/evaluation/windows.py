@@ -72,9 +72,12 @@ def window_positions(size: int, length: int, stride: int) -> np.ndarray:
     return np.where(index_N < length, index_N, length - stride + (index_N - length) % stride)
 
 
-def rows_per_batch(length: int, batch_tokens: int) -> int:
-    """Windows in a batch of about `batch_tokens` tokens: one shape, hence one compilation."""
-    return max(1, batch_tokens // length)
+def rows_per_batch(length: int, batch_tokens: int, of: int = 1) -> int:
+    """Windows in a batch of about `batch_tokens` tokens: one shape, hence one compilation.
+
+    They are a multiple of `of`, to be dealt out to as many groups of devices.
+    """
+    return of * max(1, batch_tokens // (length * of))
 
 
 def batches(
@@ -99,9 +102,9 @@ def batches(
         yield windows, Batch(tokens_BL, targets_BL, context, weight_BL)
 
 
-def planned_tokens(plan: Plan, batch_tokens: int) -> int:
+def planned_tokens(plan: Plan, batch_tokens: int, of: int = 1) -> int:
     """Tokens that go through the model for this plan, padding included."""
-    rows = rows_per_batch(plan.length, batch_tokens)
+    rows = rows_per_batch(plan.length, batch_tokens, of)
     return -(-len(plan.document_W) // rows) * rows * plan.length
 
 
@@ -111,17 +114,20 @@ def token_losses(
     plan: Plan,
     *,
     batch_tokens: int,
+    rows: int = 1,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[np.ndarray]:
     """Loss of each token of each document, float64 `[N]`; nan where the plan scores nothing.
 
     A batch is read back after the next one was handed to the scorer, so that a device that works
-    asynchronously never waits. `advance` is told the tokens of each batch done.
+    asynchronously never waits. Batches have a multiple of `rows` windows; `advance` is told the
+    tokens of each batch done.
     Raises EvaluationError at a loss that is not finite.
     """
     losses = [np.full(len(document.tokens_N), np.nan) for document in documents]
     pending = None
-    for windows, batch in batches(documents, plan, rows_per_batch(plan.length, batch_tokens)):
+    size = rows_per_batch(plan.length, batch_tokens, rows)
+    for windows, batch in batches(documents, plan, size):
         scored = (windows, score(batch), batch.tokens_BL.shape)
         if pending:
             _store(losses, documents, plan, *pending)

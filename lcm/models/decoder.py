@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lcm import nn
 from lcm.errors import ConfigError
 from lcm.models.spec import ModelSpec
+from lcm.nn.experts import Load, Told
 from lcm.nn.functional import Functional, functional
 from lcm.nn.rwkv import Place
 from lcm.nn.shared import ASIDE, BLOCK, EMBEDDING
@@ -125,6 +126,24 @@ def hidden(
         return x_BLD, None
     there_B = (context.segments_BL > 0).sum(1, dtype=jnp.int32)
     return x_BLD, State(state.used_B + there_B, states)
+
+
+def hidden_and_load(
+    spec: ModelSpec, params: Params, tokens_BL: Tokens, context: Context, state: State | None
+) -> tuple[Hidden, State | None, Load]:
+    """`hidden` and the loads of all layers of experts, `[R, ...]`, by kind and then by layer."""
+    layers = tuple(None for _ in spec.layers) if state is None else state.layers
+    used_B = jnp.zeros(tokens_BL.shape[0], jnp.int32) if state is None else state.used_B
+    telling = (
+        Told(x) if y.mlp == "experts" else x for x, y in zip(layers, spec.layers, strict=True)
+    )
+    x_BLD, after = hidden(spec, params, tokens_BL, context, State(used_B, tuple(telling)))
+    loads = [each.load for each in after.layers if isinstance(each, Told)]
+    load_R = jax.tree.map(lambda *kinds: jnp.concatenate(kinds), *loads)
+    if state is None:
+        return x_BLD, None, load_R
+    layers = (each.state if isinstance(each, Told) else each for each in after.layers)
+    return x_BLD, after._replace(layers=tuple(layers)), load_R
 
 
 def embedded(

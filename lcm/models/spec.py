@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
+from lcm.nn.experts import check_balance
 from lcm.nn.interventions import Extension
 from lcm.nn.spec import ATTENTION
 from lcm.ops import attention
@@ -48,6 +49,12 @@ class ModelSpec:
     def in_order(self) -> list[LayerSpec]:
         """The kind of each layer, from the first to the last."""
         return [self.layers[n % len(self.layers)] for n in range(self.depth)]
+
+    @property
+    def balance(self) -> float:
+        """The coefficient in the loss of how uneven the load of experts is; 0 for none."""
+        options = (dict(layer.mlp_options) for layer in self.layers)
+        return max(own.get("balance", 0.0) for own in options)
 
     @property
     def rounds(self) -> int:
@@ -101,6 +108,7 @@ def spec(cfg: Any) -> ModelSpec:
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
     layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
     _check_shared(model, layers)
+    check_balance(layers)
     encoding = positions.make(model.positions)
     description = ModelSpec(
         layers=layers,

@@ -7,7 +7,7 @@ from flax import nnx
 
 from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
-from lcm.nn.experts import Experts
+from lcm.nn.experts import Experts, Told
 from lcm.nn.gla import GLA
 from lcm.nn.lru import LRU
 from lcm.nn.lstm import LSTM
@@ -71,7 +71,8 @@ class Block(nnx.Module):
 
     A parallel one is `x + mixer(norm(x)) + mlp(norm'(x))` (GPT-NeoX, arXiv:2204.06745, section
     2.1). With post-norms what mixer and MLP add is normalised once more (Gemma 2,
-    arXiv:2408.00118). Without an MLP it is the first of the two sums.
+    arXiv:2408.00118). Without an MLP it is the first of the two sums. Experts tell their load
+    beside the state that comes as `Told`.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -91,13 +92,18 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: Hidden, context: Context, state: Any, shared: dict[str, Any]
     ) -> tuple[Hidden, Any]:
+        telling, state = isinstance(state, Told), _plain(state)
         read_BLD = x_BLD + shared[ASIDE] if ASIDE in shared else x_BLD
         y_BLD, state = self.mixer(self.mixer_norm(read_BLD), context, state, shared)
         mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
         if self.alone:
             return mixed_BLD, state
         read_BLD = x_BLD if self.parallel else mixed_BLD
-        y_BLD = self.mlp(self.mlp_norm(read_BLD))
+        if telling:
+            y_BLD, load = self.mlp.told(self.mlp_norm(read_BLD), context.segments_BL)
+            state = Told(state, load)
+        else:
+            y_BLD = self.mlp(self.mlp_norm(read_BLD))
         return mixed_BLD + self._post("mlp_post_norm", y_BLD), state
 
     def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
@@ -105,7 +111,7 @@ class Block(nnx.Module):
 
     def first_values(self, x_BLD: Hidden, context: Context, state: Any) -> Array:
         """What the mixer of a first layer hands on to those of all layers, if it has such."""
-        return self.mixer.first_values(self.mixer_norm(x_BLD), context, state)
+        return self.mixer.first_values(self.mixer_norm(x_BLD), context, _plain(state))
 
     def importance(self, x_BLD: Hidden, context: Context) -> Array:
         """How large the steps of a layer's recurrence are, `[B, L]`, of mixers that have some."""
@@ -114,6 +120,11 @@ class Block(nnx.Module):
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""
         return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)
+
+
+def _plain(state: Any) -> Any:
+    """The mixer's part of a layer's state."""
+    return state.state if isinstance(state, Told) else state
 
 
 class Aside(nnx.Module):

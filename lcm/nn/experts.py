@@ -1,7 +1,8 @@
 """An MLP of many, of which each token goes through a few: a mixture of experts."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,63 @@ from lcm.nn.bias import BIASES
 from lcm.nn.dense import dense, matrix
 from lcm.nn.mlp import SwiGLU
 from lcm.nn.spec import LayerSpec
-from lcm.types import Array, Hidden
+from lcm.types import Array, Hidden, PerToken
+
+
+class Load(NamedTuple):
+    """What the router of a layer did, summed over tokens; R such layers are stacked, `[R, ...]`.
+
+    chosen_E: how often an expert was chosen, float32; p_E: its probabilities; tokens: how many.
+    """
+
+    chosen_E: Array
+    p_E: Array
+    tokens: Array
+
+
+class Told(NamedTuple):
+    """The state of a layer of experts that is to tell its load, and that load behind it."""
+
+    state: Any
+    load: Load | None = None
+
+
+def imbalance(load_R: Load) -> Array:
+    """`E sum_e f_e P_e`, float32: k where the load is even, E where one expert takes it all.
+
+    f_e is how often a token chooses an expert, P_e the mean of its probability, both over the
+    tokens of all layers together: equations 4 to 6 of Switch (arXiv:2101.03961), which are of one
+    layer and k = 1, as `transformers` has them. The gradient goes through P alone.
+    """
+    chosen_E, p_E, tokens = jax.tree.map(lambda x: x.sum(0), load_R)
+    tokens = jnp.maximum(tokens, 1.0)
+    return chosen_E.shape[0] * (chosen_E / tokens * (p_E / tokens)).sum()
+
+
+def largest_share(chosen_RE: Array) -> Array:
+    """The largest part of a layer's choices that one expert has, of all layers: 1 / E if even."""
+    total_R1 = jnp.maximum(chosen_RE.sum(-1, keepdims=True), 1.0)
+    return (chosen_RE / total_R1).max()
+
+
+def check_balance(layers: Sequence[LayerSpec]) -> None:
+    """Refuses kinds of layers whose loads cannot be pooled, if they are to be.
+
+    Raises:
+        ConfigError: naming the option and both values.
+    """
+    kinds = [layer for layer in layers if layer.mlp == "experts"]
+    if not any(layer.mlp_option("balance") for layer in kinds):
+        return
+    for name in ("balance", "count"):
+        first, *others = [layer.mlp_option(name) for layer in kinds]
+        for other in others:
+            if other != first:
+                raise ConfigError(
+                    f"model.mlp_options has {name}={first} in one kind of layer and {other} in "
+                    "another, whose experts are balanced together: make them equal, or set "
+                    "balance=0 in all"
+                )
 
 
 class Experts(nnx.Module):
@@ -24,15 +81,23 @@ class Experts(nnx.Module):
     `model.hidden` is the width of one. Options: `count` is E, `top` is k; `normed` divides p by
     its sum over the chosen, `shared` is the width of one more that all tokens go through, times
     sigmoid(x W_shared_gate), 0 for none: both as in Qwen3-Next. No token is dropped: rows are
-    sorted by expert and multiplied as they lie (`jax.lax.ragged_dot`). No loss balances experts.
+    sorted by expert and multiplied as they lie (`jax.lax.ragged_dot`). `balance` is the coefficient
+    of `imbalance` in the loss of training, 0 for none.
     """
 
     matrices = 3
-    OPTIONS: ClassVar[dict[str, Any]] = {"count": 8, "top": 2, "normed": False, "shared": 0}
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "count": 8,
+        "top": 2,
+        "normed": False,
+        "shared": 0,
+        "balance": 0.0,
+    }
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "count": (1, 2**16),
         "top": (1, 2**16),
         "shared": (0, 2**31),
+        "balance": (0.0, 1e3),
     }
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -61,8 +126,19 @@ class Experts(nnx.Module):
             )
 
     def __call__(self, x_BLD: Hidden) -> Hidden:
+        return self._mixed(x_BLD, *self._chosen(x_BLD)[1:])
+
+    def told(self, x_BLD: Hidden, segments_BL: PerToken) -> tuple[Hidden, Load]:
+        """The same and the load, of which tokens without a segment are no part."""
+        p_NE, share_NT, expert_NT = self._chosen(x_BLD)
+        there_N1 = (segments_BL > 0).reshape(-1, 1).astype(jnp.float32)
+        # Compared and not counted by index: a sum, which stays on the devices that tokens lie on.
+        chosen_NE = (expert_NT[..., None] == jnp.arange(p_NE.shape[1])).sum(1)
+        load = Load((chosen_NE * there_N1).sum(0), (p_NE * there_N1).sum(0), there_N1.sum())
+        return self._mixed(x_BLD, share_NT, expert_NT), load
+
+    def _mixed(self, x_BLD: Hidden, share_NT: Array, expert_NT: Array) -> Hidden:
         x_ND = x_BLD.reshape(-1, x_BLD.shape[-1])
-        share_NT, expert_NT = self._chosen(x_ND)
         rows, top = share_NT.shape
         order_M = jnp.argsort(expert_NT.reshape(-1), stable=True)  # M = N T choices
         counts_E = jnp.bincount(expert_NT.reshape(-1), length=self.spec.mlp_option("count"))
@@ -76,13 +152,14 @@ class Experts(nnx.Module):
             y_ND += self.shared(x_ND) * jax.nn.sigmoid(dense(x_ND, self.shared_gate[...]))
         return y_ND.reshape(x_BLD.shape)
 
-    def _chosen(self, x_ND: Array) -> tuple[Array, Array]:
-        """Shares, float32, and numbers of the experts of each token, `[N, T]`."""
-        scores_NE = dense(x_ND.astype(jnp.float32), self.router[...])
-        share_NT, expert_NT = jax.lax.top_k(jax.nn.softmax(scores_NE), self.spec.mlp_option("top"))
+    def _chosen(self, x_BLD: Hidden) -> tuple[Array, Array, Array]:
+        """Probabilities, float32, and shares and numbers of the experts of each token, `[N, T]`."""
+        x_ND = x_BLD.reshape(-1, x_BLD.shape[-1])
+        p_NE = jax.nn.softmax(dense(x_ND.astype(jnp.float32), self.router[...]))
+        share_NT, expert_NT = jax.lax.top_k(p_NE, self.spec.mlp_option("top"))
         if self.spec.mlp_option("normed"):
             share_NT /= share_NT.sum(-1, keepdims=True)
-        return share_NT, expert_NT
+        return p_NE, share_NT, expert_NT
 
     @staticmethod
     def flops(spec: LayerSpec) -> float:

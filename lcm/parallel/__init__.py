@@ -2,7 +2,7 @@
 
 from lcm.parallel import hosts
 from lcm.parallel.context import arranged, order
-from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, put, sizes
+from lcm.parallel.mesh import AXES, BATCH, batch_sharding, make, make_reading, of, put, sizes
 from lcm.parallel.rules import RULES, path, shardings
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "batch_sharding",
     "hosts",
     "make",
+    "make_reading",
+    "of",
     "order",
     "path",
     "put",

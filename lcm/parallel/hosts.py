@@ -180,7 +180,7 @@ def losses_said() -> Iterator[None]:
         raise HostError(
             f"process {jax.process_index()} of {jax.process_count()} lost another "
             f"({_first_line(cause)}): look at the error of that one, and run the same command for "
-            "all again: it resumes from the last checkpoint"
+            "all again: training resumes from the last checkpoint"
         ) from error
 
 
@@ -234,7 +234,7 @@ def client() -> Any:
     if distributed.global_state.client is None:
         raise ConfigError(
             f"the {jax.device_count()} devices here belong to {jax.process_count()} hosts: start "
-            "lcm train on each of them with --coordinator=auto"
+            "the same command on each of them with --coordinator=auto"
         )
     return distributed.global_state.client
 

@@ -25,8 +25,23 @@ def make(cfg: Any, devices: list[jax.Device] | None = None) -> Mesh:
             sizes that they shard.
     """
     devices = jax.devices() if devices is None else devices
-    grid = _grid(devices, tuple(sizes(cfg, len(devices)).values()))
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _over(devices, sizes(cfg, len(devices)))
+
+
+def make_reading(cfg: Any) -> Mesh:
+    """The mesh of a config for a model that is read and not trained, whatever the training batch.
+
+    Raises:
+        ConfigError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices()
+    return _over(devices, _counted(cfg, len(devices)))
+
+
+def of(params: Any) -> Mesh | None:
+    """The mesh that parameters lie on; None for those of one device."""
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return where.mesh if isinstance(where, NamedSharding) else None
 
 
 def sizes(cfg: Any, count: int) -> dict[str, int]:
@@ -35,6 +50,13 @@ def sizes(cfg: Any, count: int) -> dict[str, int]:
     Raises:
         ConfigError: as `make`.
     """
+    sizes = _counted(cfg, count)
+    _check_divides(cfg, sizes)
+    context.check(cfg, sizes)
+    return sizes
+
+
+def _counted(cfg: Any, count: int) -> dict[str, int]:
     sizes = {axis: cfg.mesh[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -47,9 +69,12 @@ def sizes(cfg: Any, count: int) -> dict[str, int]:
             f"mesh {_written(sizes)} does not cover {count} devices: the axes must multiply "
             f"to {count}; set one of them to -1"
         )
-    _check_divides(cfg, sizes)
-    context.check(cfg, sizes)
     return sizes
+
+
+def _over(devices: list[jax.Device], sizes: dict[str, int]) -> Mesh:
+    grid = _grid(devices, tuple(sizes.values()))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:

@@ -46,8 +46,8 @@ def _wait(name: str, child: int) -> NoReturn:
     if status == -signal.SIGABRT:
         print(
             f"lcm: error: {name} was ended by JAX, as process 0 is gone or another fell silent: "
-            "look at the error of that one, and run the same command for all again: it resumes "
-            "from the last checkpoint",
+            "look at the error of that one, and run the same command for all again: training "
+            "resumes from the last checkpoint",
             file=sys.stderr,
         )
         status = HostError.status

@@ -69,10 +69,21 @@ def changed(model: Model, overrides: Sequence[str]) -> Model:
     """
     if not overrides:
         return model
-    cfg = config.override(model.cfg, overrides)
-    adopted = models.adopt(cfg, model.params, jax.random.key(cfg.seed))
-    models.check_params(cfg, adopted)
-    return model._replace(cfg=cfg, params=adopted)
+    cfg, mesh = config.override(model.cfg, overrides), parallel.of(model.params)
+
+    def adopt(params: Any) -> Any:
+        return models.adopt(cfg, params, jax.random.key(cfg.seed))
+
+    if mesh is None:
+        adopted = adopt(model.params)
+        models.check_params(cfg, adopted)
+        return model._replace(cfg=cfg, params=adopted)
+    shapes = jax.eval_shape(adopt, model.params)
+    models.check_params(cfg, shapes)
+    if shapes == jax.eval_shape(lambda params: params, model.params):  # all fit as they are
+        return model._replace(cfg=cfg)  # and not a copy, which would need as much memory again
+    laid = jax.jit(adopt, out_shardings=parallel.shardings(shapes, mesh))
+    return model._replace(cfg=cfg, params=laid(model.params))
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:

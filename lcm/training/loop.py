@@ -24,6 +24,7 @@ from lcm.training.optimizers import optimizer, schedule
 from lcm.training.step import TrainState, init_state, make_step
 
 _log = logging.getLogger(__name__)
+BALANCE = "imbalance", "largest_share"  # metrics of experts whose load is balanced
 
 
 class Result(NamedTuple):
@@ -285,6 +286,7 @@ class _Log:
             "lr": float(self.rate(step - 1)),
             "loss_by_position": by_position,
         }
+        line |= {key: float(values[key]) for key in BALANCE if key in values}
         if len(seconds):
             per_second = self.tokens / max(seconds.sum(), 1e-9)
             line |= {

@@ -9,6 +9,7 @@ import optax
 
 from lcm import parallel, positions
 from lcm.models import ModelSpec, decoder
+from lcm.nn.experts import imbalance, largest_share
 from lcm.training import carry
 from lcm.training.scores import scored
 from lcm.types import Array, Batch
@@ -48,8 +49,9 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     """The step function of a config, not yet compiled.
 
     The loss is the mean of `nll + z_loss log_z^2` over the tokens of the whole batch by their
-    weight, however many microbatches it is cut into. Batches have rows of `data.length` times the
-    placement's span.
+    weight, however many microbatches it is cut into; `balance` times the imbalance of experts is
+    added, which of several microbatches is the mean of theirs, by weight as well. Batches have rows
+    of `data.length` times the placement's span.
     """
     train, length = cfg.train, cfg.data.length
     placement = positions.make_placement(train.placement)
@@ -61,7 +63,11 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
     def loss(params: Any, given: tuple[Batch, Any]) -> tuple[Array, tuple[Metrics, Any]]:
         batch, start = given[0], carry.rows_first(given[1])
         context = carry.placed(spec, batch.context, start)
-        x_BLD, after = decoder.hidden(spec, params, batch.tokens_BL, context, start)
+        read = params, batch.tokens_BL, context, start
+        if spec.balance:
+            x_BLD, after, load_R = decoder.hidden_and_load(spec, *read)
+        else:
+            x_BLD, after = decoder.hidden(spec, *read)
         after = None if after is None else carry.rows_first(carry.ended(after, context))
         weight_BL = batch.loss_weight_BL
         total, nll_BL = scored(spec, train.z_loss, params, x_BLD, batch.targets_BL, weight_BL)
@@ -72,6 +78,10 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
             "nll_by_position": _by_bin(nll_BL * weight_BL, where_BL, bins),
             "weight_by_position": _by_bin(weight_BL, where_BL, bins),
         }
+        if spec.balance:
+            sums["imbalance"] = imbalance(load_R) * sums["weight"]
+            sums["chosen_RE"] = load_R.chosen_E
+            total += spec.balance * sums["imbalance"]
         return total, (sums, after)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -96,6 +106,9 @@ def make_step(spec: ModelSpec, optimizer: optax.GradientTransformation, cfg: Any
             "grad_norm": optax.tree.norm(gradient),
             "loss_by_position": by_position,
         }
+        if spec.balance:
+            metrics["imbalance"] = sums["imbalance"] / jnp.maximum(sums["weight"], 1.0)
+            metrics["largest_share"] = largest_share(sums["chosen_RE"])
         carried = carry.kept(train, carry.rows_first(after))
         return TrainState(state.step + 1, params, opt_state, average, carried), metrics
 

@@ -132,7 +132,8 @@ def test_a_scorer_of_the_wrong_shape_is_refused():
         score_all(lambda batch: np.zeros((1, 7)), [8], 8, 8, batch_tokens=8)
 
 
-def test_jax_scorers_one_shape_per_length_and_all_progress_told():
+@pytest.mark.parametrize(("rows", "shape"), [(1, (4, 16)), (3, (3, 16)), (5, (5, 16))])
+def test_jax_scorers_one_shape_per_length_and_all_progress_told(rows, shape):
     shapes, told = set(), []
 
     def score(batch):
@@ -140,9 +141,8 @@ def test_jax_scorers_one_shape_per_length_and_all_progress_told():
         return jnp.ones(batch.tokens_BL.shape, jnp.float32)
 
     plan = cut([100, 30, 7], 16, 4)
-    losses = token_losses(
-        score, documents([100, 30, 7]), plan, batch_tokens=70, advance=told.append
-    )
-    assert shapes == {(4, 16)}
-    assert sum(told) == planned_tokens(plan, 70)
+    many = {"batch_tokens": 70, "rows": rows}
+    losses = token_losses(score, documents([100, 30, 7]), plan, **many, advance=told.append)
+    assert shapes == {shape}
+    assert sum(told) == planned_tokens(plan, 70, rows)
     assert all((loss == 1).all() for loss in losses)

@@ -77,7 +77,7 @@ def test_flops_are_those_of_the_experts_that_are_used(layer):
     ("keys", "said"),
     [
         (["model.mlp_options=top=9"], "top=9 chooses among count=8"),
-        (["model.mlp_options=tops=2"], "this MLP has count, top, normed, shared"),
+        (["model.mlp_options=tops=2"], "this MLP has count, top, normed, shared, balance"),
         (["model.mlp_options=count=0"], "count=0 must lie from 1"),
         (["model.biases=mlp"], "biases=mlp gives an MLP biases"),
         (["model.mlp=swiglu", "model.mlp_options=top=2"], "this MLP has none"),

@@ -64,7 +64,7 @@ MODELS = {
     ],
     "experts": [
         "model.mlp=experts",
-        "model.mlp_options=count=5,top=2,normed=True,shared=8",
+        "model.mlp_options=count=5,top=2,normed=True,shared=8,balance=0.1",
         *on(fsdp=2, context=2, tensor=2),
     ],
     "hybrid": [HYBRID, "model.window=9", *on(data=2, context=2, tensor=2)],

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from lcm import config, models, positions
+from lcm.models import decoder
+from lcm.nn.experts import imbalance
 from lcm.training import workdir
+from lcm.types import Context
 
 from . import cases, make_golden
 
@@ -56,6 +59,28 @@ def test_live_transformers_agree(loaded, name):
         row = cases.tokens(length)
         got, _ = models.apply(cfg, params, jnp.asarray(row))
         np.testing.assert_allclose(got, make_golden.logits(reference, row), **CLOSE)
+
+
+@pytest.mark.parametrize("padding", [0, 13])
+@pytest.mark.parametrize("name", ["jamba, experts", "qwen3_next, experts"])
+def test_live_transformers_find_the_same_imbalance(loaded, name, padding):
+    torch = pytest.importorskip("torch", reason="transformers computes with torch")
+    pytest.importorskip("transformers")
+    reference, (cfg, params, *_) = make_golden.reference(name), loaded(name)
+    tokens = cases.tokens()
+    there = np.ones_like(tokens)
+    there[1, tokens.shape[1] - padding :] = 0  # of one row, behind its text
+    mask = torch.from_numpy(there) if padding else None
+    with torch.no_grad():
+        want = reference(
+            torch.from_numpy(tokens), attention_mask=mask, output_router_logits=True
+        ).aux_loss
+    spec, places = models.spec(cfg), jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    context = Context(places, jnp.int32(there), jnp.full_like(places, -1))
+    _, _, load = decoder.hidden_and_load(spec, params, jnp.asarray(tokens), context, None)
+    assert load.tokens.tolist() == [there.sum()] * len(load.tokens) and len(load.tokens) > 1
+    assert float(imbalance(load)) == pytest.approx(want.item(), rel=1e-5)
+    assert spec.balance == reference.config.router_aux_loss_coef > 0
 
 
 def test_a_config_extends_a_model_as_a_checkpoint_does(loaded):

@@ -41,7 +41,10 @@ def read(hf: Config) -> dict[str, Any]:
         "expand": float(need(hf, "mamba_expand")),
         "options": "normed=True" if usual else f"normed=True,rank={rank}",
     }
-    chosen = f"count={need(hf, 'num_experts')},top={need(hf, 'num_experts_per_tok')}"
+    chosen = (
+        f"count={need(hf, 'num_experts')},top={need(hf, 'num_experts_per_tok')},"
+        f"balance={need(hf, 'router_aux_loss_coef')}"
+    )
     parts = {
         "mamba": mamba,
         "attention": {"mixer": "attention"},
@@ -94,6 +97,7 @@ def write(spec: ModelSpec, length: int) -> Config:
         **_turns_to_hf("expert", [layer.mlp == "experts" for layer in layers]),
         "num_experts": many.mlp_option("count") if many else 1,
         "num_experts_per_tok": many.mlp_option("top") if many else 1,
+        **({"router_aux_loss_coef": many.mlp_option("balance")} if many else {}),
         "mamba_d_state": mamba.state,
         "mamba_d_conv": mamba.conv,
         "mamba_expand": plain_expand(mamba),
@@ -121,6 +125,7 @@ JAMBA = Family(
         "num_key_value_heads": 8,
         "num_experts": 16,
         "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
         "attn_layer_period": 8,

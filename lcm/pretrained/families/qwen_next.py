@@ -50,6 +50,7 @@ def read_next(hf: Config) -> dict[str, Any]:
         "top": need(hf, "num_experts_per_tok"),
         "normed": bool(need(hf, "norm_topk_prob")),
         "shared": need(hf, "shared_expert_intermediate_size"),
+        "balance": need(hf, "router_aux_loss_coef"),
     }
     return {
         **read(hf),
@@ -119,6 +120,7 @@ def write_next(spec: ModelSpec, length: int) -> Config:
         "num_experts_per_tok": layer.mlp_option("top"),
         "norm_topk_prob": layer.mlp_option("normed"),
         "shared_expert_intermediate_size": layer.mlp_option("shared"),
+        "router_aux_loss_coef": layer.mlp_option("balance"),
         "moe_intermediate_size": layer.hidden,
     }
 
@@ -213,6 +215,7 @@ QWEN3_NEXT = Family(
         **DEFAULTS,
         "num_experts": 512,
         "num_experts_per_tok": 10,
+        "router_aux_loss_coef": 0.001,
         "norm_topk_prob": True,
         "moe_intermediate_size": 512,
         "shared_expert_intermediate_size": 512,
