@@ -59,7 +59,8 @@ class _Head(NamedTuple):
     entry: Array  # e, [C, N]
     before: Array  # x
     after: Array  # f
-    there: Array  # which tokens (lanes) a token sees, [C, C]
+    seen: Array  # which tokens (lanes) a token sees, [C, M C]
+    seen_before: Array  # without itself
 
     @property
     def of_q(self) -> Pairs:
@@ -76,15 +77,8 @@ class _Head(NamedTuple):
 
     def square(self, pairs: Pairs) -> Array:
         """A, `[C, M C]`."""
-        return self.masked(products(pairs, self.halves), pairs.strict)
-
-    def masked(self, A: Array, strict: bool = False) -> Array:
-        """Of those that a token sees, without itself if strict."""
-        row, column = (
-            jax.lax.broadcasted_iota(jnp.int32, self.there.shape, axis) for axis in (0, 1)
-        )
-        there = self.there & (row != column) if strict else self.there
-        return jnp.where(jnp.concatenate([there] * (A.shape[1] // len(A)), 1), A, 0)
+        A = products(pairs, self.halves)
+        return jnp.where(self.seen_before if pairs.strict else self.seen, A, 0)
 
 
 class _Written(NamedTuple):
@@ -168,7 +162,7 @@ def _gradients(
     values = narrow(jnp.concatenate(own.values))
     d_values = dot(narrow(head.square(head.of_q)), d_y, (0, 0))
     d_v = d_values[:size] + wide_dot(narrow(head.written(0)), d_S, (1, 1))
-    within = gradients(head.of_q, head.halves, head.masked(dot(d_y, values, (1, 1))))
+    within = gradients(head.of_q, head.halves, jnp.where(head.seen, dot(d_y, values, (1, 1)), 0))
     d_q, of_q, d_columns, of_columns = within.x, within.of_x, within.y, within.of_y
 
     read = head.entry * wide_dot(d_y, S, (1, 0))
@@ -180,7 +174,7 @@ def _gradients(
         d_U = d_values[size:] + dot(head.written(1), d_S, (1, 1))
         d_F = dot(own.T, d_U, (0, 0))
         d_v += dot(narrow(own.strict[:, :size]), narrow(d_F), (0, 0))
-        d_strict = head.masked(dot(narrow(d_F), values, (1, 1)), strict=True)
+        d_strict = jnp.where(head.seen_before, dot(narrow(d_F), values, (1, 1)), 0)
         within = gradients(head.of_a(dtype), head.halves, d_strict)
         found = head.before * wide_dot(narrow(d_F), S, (1, 0))
         d_a, of_a = within.x + found, within.of_x + head.a * found
@@ -210,7 +204,14 @@ def _of_log_decay(q: Array, a: Array, columns: Array, last: Array) -> Array:
 
 def _heads(tile: Tile, document: Ref, tokens: Tokens) -> list[_Head]:
     """Tokens and decays of a block's heads; document: the number of each token's, `[1, C]`."""
-    there, number = seen(0, document), document[...].T
+    number, there = document[...].T, seen(0, document)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, there.shape, axis) for axis in (0, 1))
+    count = 1 if tokens.a is None else 2
+    # Registers of booleans cannot be moved in lanes.
+    there, before = (
+        jnp.concatenate([jnp.where(x, 1.0, 0.0)] * count, 1) > 0
+        for x in (there, there & (row != column))
+    )
 
     def wide(x: Ref, r: int) -> Array:
         return tile.shared(x, r).astype(jnp.float32)
@@ -227,7 +228,8 @@ def _heads(tile: Tile, document: Ref, tokens: Tokens) -> list[_Head]:
             entry=jnp.where(number == 0, jnp.exp2(whole.through), 0),
             before=jnp.where(number == 0, jnp.exp2(whole.before), 0),
             after=jnp.where(number == number[-1:], jnp.exp2(whole.after), 0),
-            there=there,
+            seen=there,
+            seen_before=before,
         )
 
     return [head(r) for r in range(tile.heads)]
