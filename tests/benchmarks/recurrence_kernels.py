@@ -124,6 +124,19 @@ def delta(heads: int, backward: bool, chunk: int) -> tuple:
     return (_both(run), (v, *given)) if backward else (run, given)
 
 
+def channel(erases: bool, backward: bool, chunk: int) -> tuple:
+    """`op_matrix` of GLA, or of KDA, whose a and b are float32, with 16 heads of 128."""
+    shape = lambda dtype: jax.ShapeDtypeStruct((1, RULES, 16, STATES), dtype)  # noqa: E731
+    v, l = shape("bfloat16"), shape("float32")
+
+    def run(*given: jax.Array) -> jax.Array:
+        q, k, v, l, *erase = given
+        return op_matrix(q, k, v, l, tuple(erase) or None, chunk=chunk)[0]
+
+    given = v, v, v, l, *[l, l] * erases
+    return (_both(run), (v, *given)) if backward else (run, given)
+
+
 def _both(run: Callable) -> Callable:
     def both(d: jax.Array, *given: jax.Array) -> tuple:
         y, pull = jax.vjp(run, *given)
@@ -133,7 +146,7 @@ def _both(run: Callable) -> Callable:
 
 
 def cases() -> list[Case]:
-    from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
+    from lcm.ops.recurrence.pallas import channels, erasing, matrices, plan, vectors
 
     found = []
     for length in (4096, 32768):
@@ -149,6 +162,12 @@ def cases() -> list[Case]:
         for backward in (False, True):
             name = f"delta {heads} {'both' if backward else 'forward'}"
             found.append(Case(name, delta, (heads, backward), turns, XLA_RULES))
+    for name, erases in (("GLA", False), ("KDA", True)):
+        size = channels.ERASING if erases else channels.CHUNK
+        turns = RULES // size * (16 // erasing.block(16, STATES, STATES))
+        for backward in (False, True):
+            whole = f"{name} {'both' if backward else 'forward'}"
+            found.append(Case(whole, channel, (erases, backward), turns, XLA_RULES))
     return found
 
 

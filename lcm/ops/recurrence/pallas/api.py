@@ -125,7 +125,8 @@ def _by_channel(*given: Array) -> tuple[Array, Array]:
     _, length, heads, width = v.shape
     states = S0.shape[2]
     most = erasing.block(heads, states, width)
-    tile = channels.Tile(most, states, width, channels.CHUNK)
+    chunk = channels.ERASING if len(shared) > 2 else channels.CHUNK
+    tile = channels.Tile(most, states, width, chunk)
     missing = -length % tile.chunk
     tokens = (
         _in_lanes(x, most, heads, missing) for x in (log_decay.astype(jnp.float32), v, *shared)

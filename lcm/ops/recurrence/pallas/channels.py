@@ -17,7 +17,7 @@ from lcm.ops.recurrence.pallas.erasing_kernels import Tile
 from lcm.ops.recurrence.pallas.grid import HeadGrid, float32
 from lcm.types import Array
 
-CHUNK = 64
+CHUNK, ERASING = 128, 64  # tokens; of what erases fewer, as its squares are two side by side
 
 
 class Given(NamedTuple):
@@ -66,12 +66,13 @@ class _Grid(HeadGrid):
         return [(rows, block), *tokens]
 
     def work(self, squares: int, within: int, states: int) -> tuple[int, int]:
-        """Of so many products of a head and chunk: C x C x N for each size of halves, C x C x P,
-        and C x N x P; three exponentials of a number for each size."""
+        """Of so many products of a head and chunk: C x C x N for halves of each size, with half of
+        the rows from 8 up, C x C x P, and C x N x P; and three exponentials for each size."""
         heads, width, rows = self.state_shape
         chunk = self.tile.chunk
         sizes = chunk.bit_length() - 1
-        flops = chunk * (sizes * squares * rows + within * width) + states * rows * width
+        flops = chunk * ((sizes + 3) // 2 * squares * rows + within * width)
+        flops += states * rows * width
         return heads * 2 * chunk * flops, heads * 3 * sizes * chunk * rows
 
 
