@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_gradients import both, close
 
+from lcm import models
 from lcm.ops.recurrence import op_matrix, op_matrix_before
 from lcm.ops.recurrence.pallas import channels, erasing
 from lcm.ops.recurrence.pallas.halves import Pairs, products, spans_of
@@ -113,3 +114,12 @@ def test_what_has_a_kernel():
     assert calls(q, k, v, l, (a, b), chunk=16) == 0
     assert calls(*(x[:, :1] for x in (q, k, v, l))) == 0
     assert calls(q, k, v.repeat(40, -1), l) == 0  # heads of 640
+
+
+@pytest.mark.quick("kda", "rwkv6")
+@pytest.mark.parametrize("name", ["gla", "kda", "rwkv6", "rwkv7"])
+def test_layers_have_the_kernel(tiny, name):
+    cfg = tiny(f"model.pattern={name}", "model.depth=1", "model.recurrence_chunk=0")
+    params = jax.eval_shape(lambda: models.init(cfg, jax.random.key(0)))
+    run = lambda params: models.apply(cfg, params, jnp.zeros((1, 40), int))  # noqa: E731
+    assert str(jax.make_jaxpr(run)(params)).count("name=channels_forward") == 1
