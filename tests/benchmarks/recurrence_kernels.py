@@ -3,13 +3,14 @@
 No TPU is needed:
 
     pip install 'jax[tpu]'
-    JAX_PLATFORMS=cpu python tests/benchmarks/recurrence_kernels.py     # half an hour on two cores
+    JAX_PLATFORMS=cpu python tests/benchmarks/recurrence_kernels.py     # an hour on two cores
     ... --topologies v6e:2x2 --only "matrix b" --sides kernels
 
 One row, forward and all gradients: `op_diag` of RG-LRU in float32, `op_matrix` of Mamba-2 with 24
 heads of 64 that share q and k of 128, 16,384 tokens, and with `erase` of Gated DeltaNet in bfloat16
-with 16 heads of keys of 128 and as many of values or, as in Qwen3-Next, 32; 4,096 tokens. XLA is in
-chunks of 256, of 64 where it erases.
+with 16 heads of keys of 128 and as many of values or, as in Qwen3-Next, 32; 4,096 tokens. As many
+of GLA and of KDA in bfloat16, 16 heads of 128 that share nothing, whose decays, and a and b of KDA,
+are float32. XLA is in chunks of 256, of 64 where it erases or channels decay.
 
     cycles       XLA's own estimates, loops applied. Of kernels all bundles for each turn of their
                  loop, those outside of it too, so at most that; and XLA's for what is beside
@@ -68,7 +69,27 @@ Where they erase, matrix units are busy for 73 to 75 % of all bundles, on v6e, w
 float32 for each head, in place of keys and a rate, the kernels of "delta 32 both" take 6.4M in
 place of 5.0M on v5e, XLA 63.1M, and in its chunks of 256 116.8M.
 
-A matrix with decay by channel has no kernel: XLA computes it everywhere.
+With decays by channel:
+
+    v5e  GLA forward            5.8   2,112           0     0.6    131            1
+         GLA both              21.0   8,624          65     2.2    533           49
+         KDA forward           24.9   2,113           0     2.1    387           50
+         KDA both              75.1  14,896          65     6.4  1,173          146
+    v5p  GLA forward            5.5   3,030           5     0.5    339           82
+         GLA both              20.2  15,866          94     1.8    838          113
+         KDA forward           26.5   4,644          14     2.1    563          146
+         KDA both              78.8  31,157         115     6.0  1,398          209
+    v6e  GLA forward            5.0   2,112           0     0.5    769           18
+         GLA both              18.3   8,592          65     1.6  1,138           50
+         KDA forward           21.3   2,113           0     2.5    929           66
+         KDA both              67.3  17,872          65     6.8  2,690          163
+
+    GLA                v5e 3536 and 8816      v5p 3467 and 8710      v6e 3229 and 6728
+    KDA                v5e 7709 and 14059     v5p 7797 and 14129     v6e 9559 and 14946
+
+Chunks of 256, which are XLA's own choice, cost it 6.9M and 25.1M for GLA and 63.0M and 162.2M for
+KDA on v5e. Kernels have chunks of 128 for GLA, where those of 64 take 15 % more cycles forward and
+back. For KDA they have 64: with 128 their two passes take 11 % more on v5e and 18 % less on v6e.
 """
 
 import argparse
@@ -124,6 +145,19 @@ def delta(heads: int, backward: bool, chunk: int) -> tuple:
     return (_both(run), (v, *given)) if backward else (run, given)
 
 
+def channel(erases: bool, backward: bool, chunk: int) -> tuple:
+    """`op_matrix` of GLA, or of KDA, whose a and b are float32, with 16 heads of 128."""
+    shape = lambda dtype: jax.ShapeDtypeStruct((1, RULES, 16, STATES), dtype)  # noqa: E731
+    v, l = shape("bfloat16"), shape("float32")
+
+    def run(*given: jax.Array) -> jax.Array:
+        q, k, v, l, *erase = given
+        return op_matrix(q, k, v, l, tuple(erase) or None, chunk=chunk)[0]
+
+    given = v, v, v, l, *[l, l] * erases
+    return (_both(run), (v, *given)) if backward else (run, given)
+
+
 def _both(run: Callable) -> Callable:
     def both(d: jax.Array, *given: jax.Array) -> tuple:
         y, pull = jax.vjp(run, *given)
@@ -133,7 +167,7 @@ def _both(run: Callable) -> Callable:
 
 
 def cases() -> list[Case]:
-    from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
+    from lcm.ops.recurrence.pallas import channels, erasing, matrices, plan, vectors
 
     found = []
     for length in (4096, 32768):
@@ -149,6 +183,12 @@ def cases() -> list[Case]:
         for backward in (False, True):
             name = f"delta {heads} {'both' if backward else 'forward'}"
             found.append(Case(name, delta, (heads, backward), turns, XLA_RULES))
+    for name, erases in (("GLA", False), ("KDA", True)):
+        size = channels.ERASING if erases else channels.CHUNK
+        turns = RULES // size * (16 // erasing.block(16, STATES, STATES))
+        for backward in (False, True):
+            whole = f"{name} {'both' if backward else 'forward'}"
+            found.append(Case(whole, channel, (erases, backward), turns, XLA_RULES))
     return found
 
 

@@ -67,8 +67,8 @@ def op_matrix(
     log_decay: l, finite and at most 0, of a head `[B, L, H]`, or of its channels `[B, L, H, N]`.
     S0: the state before, 0 by default.
     reset_BL: bool, where a document begins.
-    chunk: tokens that are multiplied at once; 0 chooses by the device, on a TPU a kernel for
-        decays by head. The backward pass keeps the arguments and one state of each chunk.
+    chunk: tokens that are multiplied at once; 0 chooses by the device, on a TPU a kernel. The
+        backward pass keeps the arguments and one state of each chunk.
 
     Sums are float32, and so are states and decays whatever the dtype of the rest.
 
@@ -92,9 +92,11 @@ def op_matrix(
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
 
+    if erase and by_channel:
+        erase = pair_of(erase, heads, 2)
     shared = q_BLGN, k_BLGN, *(erase or ())[:2]
     if in_kernel and pallas.matrix_fits(shared, v_BLHP, wide):
-        of_heads = (wide, rate_of(erase, wide)) if erase else (wide,)
+        of_heads = (wide, rate_of(erase, wide)) if erase and not by_channel else (wide,)
         return pallas.matrix(shared, v_BLHP, of_heads, S0_BHNP, reset_BL)
 
     shared = q_BLGN, k_BLGN, *(pair_of(erase, heads, 2) if erase else ())

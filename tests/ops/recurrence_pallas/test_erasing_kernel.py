@@ -116,8 +116,7 @@ def test_inverses():
 
 
 def test_what_has_a_kernel():
-    """One decay a head, heads that lie in lanes, no chunk that is asked for, and more tokens than
-    one."""
+    """Heads that lie in lanes, no chunk that is asked for, and more tokens than one."""
     (q, k, v, l, a, b, rate, S0), reset = case(40, (1, 1, 2, 2), 2, 8, 16)
 
     def calls(*given, **how):
@@ -127,7 +126,6 @@ def test_what_has_a_kernel():
     assert calls(q, k, v, l, (a, b), S0, reset) == 1
     assert calls(q, k, v, l, (a, b, rate)) == 1
     assert calls(q, k, v, l, (a, b), chunk=16) == 0
-    assert calls(q, k, v, l[..., None].repeat(8, -1), (a, b)) == 0
     assert calls(*(x[:, :1] for x in (q, k, v, l)), (a[:, :1], b[:, :1])) == 0
     assert calls(q, k, v.repeat(40, -1), l, (a, b)) == 0  # heads of 640
     assert calls(q, k, v.repeat(3, 2), l.repeat(3, 2), (a, b)) == 0  # no part of six is in lanes

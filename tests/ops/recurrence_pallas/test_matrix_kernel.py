@@ -87,7 +87,7 @@ def test_long_decays_and_a_document_in_each_token():
 
 
 def test_what_has_a_kernel():
-    """One decay a head, no chunk that is asked for, and more tokens than one."""
+    """No chunk that is asked for, and more tokens than one."""
     (q, k, v, l, S0), reset = case(40, 1, 2, 8, 16)
 
     def calls(*given, **how):
@@ -96,6 +96,5 @@ def test_what_has_a_kernel():
 
     assert calls(q, k, v, l, None, S0, reset) == 1
     assert calls(q, k, v, l, chunk=16) == 0
-    assert calls(q, k, v, l[..., None].repeat(8, -1)) == 0
     assert calls(*(x[:, :1] for x in (q, k, v, l))) == 0
     assert calls(q, k, v.repeat(40, -1), l) == 0  # heads of 640

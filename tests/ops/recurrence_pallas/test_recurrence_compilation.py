@@ -66,6 +66,34 @@ def of_erasing(topology, length, groups, heads, states, width, dtype):
     }
 
 
+def of_channels(topology, length, erases, groups, heads, states, width, dtype):
+    """Gradients of `op_matrix` with decays by channel; its temporaries are states of chunks, and
+    gradients of what heads share in float32."""
+    token = 1, length
+    shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
+    q, v = shape(*token, groups, states), shape(*token, heads, width)
+    l = shape(*token, heads, states, dtype="float32")
+
+    def loss(q, k, v, l, *erase):
+        y, S = op_matrix(q, k, v, l, erase or None)
+        return jnp.sin(y.astype(jnp.float32)).sum() + S.sum()
+
+    args = (q, q, v, l, *[shape(*token, groups, states, dtype="float32")] * (2 * erases))
+    chunk = 64 if erases else 128
+    # Products with S, with squares, and squares of all sizes of halves.
+    with_S, with_squares, squares = (13, 14, 4 * 16) if erases else (8, 3, 5 * 4)
+    kept = -(-length // chunk) * heads * states * width
+    flops = with_S * states * width + chunk * (squares * states + with_squares * width)
+    return {
+        "topology": topology,
+        "fn": jax.grad(loss, tuple(range(len(args)))),
+        "args": args,
+        "kernels": 2,
+        "flops": 2 * length * heads * flops,
+        "temporary": 4 * (kept + 3 * (5 * l.size + 2 * v.size)) + (16 << 20),
+    }
+
+
 def test_vectors_compile_for_a_tpu(compiles):
     compiles(of_vectors, [("v5e:2x2", 300, 200, "bfloat16")])
 
@@ -76,6 +104,25 @@ def test_matrices_compile_for_a_tpu(compiles):
 
 def test_erasing_compiles_for_a_tpu(compiles):
     compiles(of_erasing, [("v5e:2x2", 200, 1, 2, 128, 128, "bfloat16")])
+
+
+def test_channels_compile_for_a_tpu(compiles):
+    compiles(of_channels, [("v5e:2x2", 100, True, 1, 1, 128, 128, "bfloat16")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("erases", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (16, 16, 128, 128),
+        (8, 8, 64, 64),  # RWKV
+        (4, 4, 256, 512),  # GLA in its paper
+        (1, 3, 40, 24),
+    ],
+)
+def test_channels_compile_everywhere(compiles, topology, erases, sizes):
+    compiles(of_channels, [(topology, 1000, erases, *sizes, t) for t in ("bfloat16", "float32")])
 
 
 @pytest.mark.slow

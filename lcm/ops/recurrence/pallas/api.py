@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from lcm.ops.recurrence.pallas import erasing, matrices, plan, vectors
+from lcm.ops.recurrence.pallas import channels, erasing, matrices, plan, vectors
 from lcm.ops.recurrence.pallas.matrix_kernels import Tile
 from lcm.ops.recurrence.pallas.mesh import cut_of, over_mesh
 from lcm.ops.recurrence.reference import by_head
@@ -36,13 +36,13 @@ def diagonal(a: Array, b: Array, h0: Array) -> Array:
 
 
 def matrix_fits(shared: Sequence[Array], v: Array, log_decay: Array) -> bool:
-    """Whether `matrix` is to be used: for a TPU, of one decay a head, of heads that lie evenly in
-    lanes, and more than one token."""
+    """Whether `matrix` is to be used: for a TPU, of heads that lie evenly in lanes, and more than
+    one token."""
     _, length, heads, width = v.shape
-    if not plan.here() or length == 1 or log_decay.ndim != 3:
+    if not plan.here() or length == 1:
         return False
     groups, states = max(x.shape[2] for x in shared), shared[0].shape[3]
-    if len(shared) > 2:  # a and b are among them
+    if len(shared) > 2 or log_decay.ndim == 4:  # a and b are among them, or channels decay
         own = heads // cut_of(heads, *(x.shape[2] for x in shared if x.shape[2] > 1))
         return erasing.block(own, states, width) is not None
     # The only group is cut with its heads, of several each device has whole ones.
@@ -53,14 +53,17 @@ def matrix_fits(shared: Sequence[Array], v: Array, log_decay: Array) -> bool:
 def matrix(
     shared: Sequence[Array], v: Array, heads: Sequence[Array], S0: Array, reset: Array
 ) -> tuple[Array, Array]:
-    """Outputs `[B, L, H, P]` and the last state `[B, H, N, P]` of one decay a head.
+    """Outputs `[B, L, H, P]` and the last state `[B, H, N, P]`.
 
     shared: q, k, and a, b if it erases, `[B, L, G, N]` each; heads: log-decays, and the rates of
-    erasure, `[B, L, H]` each; S0: `[B, H, N, P]`; reset: bool `[B, L]`.
+    erasure, `[B, L, H]` each, or log-decays of channels alone, `[B, L, H, N]`; S0: `[B, H, N, P]`;
+    reset: bool `[B, L]`.
     """
     # What there is one of all devices have.
     cut = [None if x.shape[2] == 1 else 2 for x in shared] + [2] * (1 + len(heads))
     run = _erasing if len(shared) > 2 else _decaying
+    if heads[0].ndim == 4:
+        run = _by_channel
     return over_mesh(run, (*cut, 1, None), (2, 1), *shared, v, *heads, S0, reset)
 
 
@@ -106,22 +109,40 @@ def _erasing(
     tile = erasing.Tile(most, states, width, erasing.CHUNK)
     missing = -length % tile.chunk
 
-    def flat(x: Array) -> Array:
-        """Heads beside each other, all of them where a block would have parts of what they share;
-        padded to whole chunks by what leaves a state as it is."""
-        some = most * x.shape[2] // heads
-        if some * heads != most * x.shape[2] or not erasing.in_lanes(some, x.shape[2], x.shape[3]):
-            x = by_head(x, heads, 2)
-        return _padded(x.reshape(batch, length, -1), missing)
-
     def of_blocks(x_BLH: Array) -> Array:
         x = _padded(x_BLH.astype(jnp.float32), missing).swapaxes(1, 2)
         return x.reshape(batch, -1, most, x.shape[-1])
 
-    tokens = erasing.Tokens(*map(flat, (q, k, a, b, v)))
-    given = erasing.Given(tokens, of_blocks(log_decay), of_blocks(rate), S0)
+    tokens = (_in_lanes(x, most, heads, missing) for x in (q, k, a, b, v))
+    given = erasing.Given(erasing.Tokens(*tokens), of_blocks(log_decay), of_blocks(rate), S0)
     y, last = erasing.run(tile, given, _documents(reset, tile.chunk))
     return y[:, :length].reshape(v.shape), last
+
+
+def _by_channel(*given: Array) -> tuple[Array, Array]:
+    """Of q, k, and a, b if it erases, v, log-decays, the state before, and resets."""
+    *shared, v, log_decay, S0, reset = given
+    _, length, heads, width = v.shape
+    states = S0.shape[2]
+    most = erasing.block(heads, states, width)
+    chunk = channels.ERASING if len(shared) > 2 else channels.CHUNK
+    tile = channels.Tile(most, states, width, chunk)
+    missing = -length % tile.chunk
+    tokens = (
+        _in_lanes(x, most, heads, missing) for x in (log_decay.astype(jnp.float32), v, *shared)
+    )
+    given = channels.Given(channels.Tokens(*tokens), S0)
+    y, last = channels.run(tile, given, _documents(reset, tile.chunk))
+    return y[:, :length].reshape(v.shape), last
+
+
+def _in_lanes(x: Array, most: int, heads: int, missing: int) -> Array:
+    """Heads of `[B, L, G, ...]` beside each other, all of them where a block of `most` would have
+    parts of what they share; padded to whole chunks by what leaves a state as it is."""
+    some = most * x.shape[2] // heads
+    if some * heads != most * x.shape[2] or not erasing.in_lanes(some, x.shape[2], x.shape[3]):
+        x = by_head(x, heads, 2)
+    return _padded(x.reshape(*x.shape[:2], -1), missing)
 
 
 def _documents(reset: Array, chunk: int) -> Array:

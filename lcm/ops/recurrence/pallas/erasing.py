@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from lcm.ops.recurrence.pallas import erasing_kernels as kernels
 from lcm.ops.recurrence.pallas import triangles
 from lcm.ops.recurrence.pallas.erasing_kernels import Tile, Tokens
-from lcm.ops.recurrence.pallas.grid import Grid, float32
+from lcm.ops.recurrence.pallas.grid import HeadGrid, float32
 from lcm.ops.recurrence.pallas.matrices import known, of_log_decay
 from lcm.ops.tpu import LANES
 from lcm.types import Array
@@ -75,14 +75,11 @@ def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Give
 run.defvjp(_forward, _backward)
 
 
-class _Grid(Grid):
+class _Grid(HeadGrid):
     """Blocks of arrays on a grid of (batch, block of heads, chunk)."""
 
     def __init__(self, tile: Tile, given: Given, reverse: bool = False):
-        batch, length, _ = given.tokens.v.shape
-        self.blocks = given.log_decay.shape[1]
-        shape = batch, self.blocks, length // tile.chunk
-        super().__init__(tile, shape, (tile.heads, tile.states, tile.width), reverse)
+        super().__init__(tile, given.tokens.v, (tile.states, tile.width), reverse)
 
     def read(self, given: Given, document: Array) -> list[tuple[Array, pl.BlockSpec]]:
         """What both passes read: what is known of heads, and tokens."""
@@ -90,22 +87,9 @@ class _Grid(Grid):
         tokens = [(x, self.tokens(x)) for x in given.tokens]
         return [(of_heads, self.known(of_heads.shape[2])), *tokens]
 
-    def tokens(self, x: Array) -> pl.BlockSpec:
-        """Those of a block of heads, of `[B, L, ...]`."""
-        block = (None, self.tile.chunk, x.shape[2] // self.blocks)
-        return pl.BlockSpec(block, lambda b, m, t: (b, self.at(t), m))
-
     def known(self, rows: int) -> pl.BlockSpec:
         block = (None, None, rows, self.tile.chunk)
         return pl.BlockSpec(block, lambda b, m, t: (b, m, 0, self.at(t)))
-
-    def state(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, *self.state_shape), lambda b, m, t: (b, m, 0, 0))
-
-    def entering(self) -> pl.BlockSpec:
-        """The states of all chunks, `[B, T, H, N, P]`."""
-        block = (None, None, *self.state_shape)
-        return pl.BlockSpec(block, lambda b, m, t: (b, self.at(t), m, 0, 0))
 
     def work(self, squares: int, within: int, states: int) -> tuple[int, int]:
         """Of so many products of a head and chunk: C x C x N, C x C x P, C x N x P, and inverses

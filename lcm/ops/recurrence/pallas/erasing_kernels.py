@@ -147,7 +147,7 @@ def backward(tile: Tile, known: Ref, *refs: Ref) -> None:
     for r, part in enumerate(parts):
         d_state[r] = part.S
     for at, ref in enumerate(d_tokens):
-        _add(ref, [part.tokens[at] for part in parts])
+        add(ref, [part.tokens[at] for part in parts])
     d_known[: tile.heads] = jnp.concatenate([part.G for part in parts])
     d_known[tile.rates] = jnp.concatenate([part.rate for part in parts])
 
@@ -222,7 +222,7 @@ def _pair(first: Array, x: Array, second: Array, y: Array, axis: int = 1) -> Arr
     return dot(first, x, (axis, 0)) + dot(second, y, (axis, 0))
 
 
-def _add(ref: Ref, parts: list[Array]) -> None:
+def add(ref: Ref, parts: list[Array]) -> None:
     """Writes a block of gradients, of what heads share the sum."""
     each = len(parts) * parts[0].shape[1] // ref.shape[1]
     sums = [sum(parts[at : at + each]) for at in range(0, len(parts), each)]

@@ -56,3 +56,33 @@ class Grid:
             interpret=plan.interpret,
             name=name,
         )(*arrays)
+
+
+class HeadGrid(Grid):
+    """Of (batch, block of heads, chunk), for tokens `[B, L, ...]` with heads beside each other.
+
+    v: `[B, L, H P]`. state: of one head in vector memory.
+    """
+
+    def __init__(self, tile: Any, v: Array, state: tuple[int, int], reverse: bool):
+        batch, length, channels = v.shape
+        self.blocks = channels // (tile.heads * tile.width)
+        shape = batch, self.blocks, length // tile.chunk
+        super().__init__(tile, shape, (tile.heads, *state), reverse)
+
+    def tokens(self, x: Array) -> pl.BlockSpec:
+        """Those of a block of heads."""
+        block = (None, self.tile.chunk, x.shape[2] // self.blocks)
+        return pl.BlockSpec(block, lambda b, m, t: (b, self.at(t), m))
+
+    def state(self) -> pl.BlockSpec:
+        """Of `[B, H, N, P]`."""
+        tile = self.tile
+        block = (None, tile.heads, tile.states, tile.width)
+        return pl.BlockSpec(block, lambda b, m, t: (b, m, 0, 0))
+
+    def entering(self) -> pl.BlockSpec:
+        """The states of all chunks as they are in vector memory, `[B, T, H, ...]`."""
+        return pl.BlockSpec(
+            (None, None, *self.state_shape), lambda b, m, t: (b, self.at(t), m, 0, 0)
+        )

@@ -15,13 +15,12 @@ from jax.experimental import pallas as pl
 
 from lcm.ops.recurrence.pallas import matrix_kernels as kernels
 from lcm.ops.recurrence.pallas.grid import Grid, float32
-from lcm.ops.recurrence.pallas.matrix_kernels import Tile
+from lcm.ops.recurrence.pallas.matrix_kernels import LOG2E, Tile
 from lcm.ops.tpu import LANES, SUBLANES
 from lcm.types import Array
 
 CHUNK = 128
 WIDEST, LARGEST = 512, 1 << 18  # channels of all heads of a block, numbers of their states
-LOG2E = 1.4426950408889634
 
 
 class Given(NamedTuple):

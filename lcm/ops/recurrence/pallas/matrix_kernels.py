@@ -27,6 +27,8 @@ from lcm.ops.recurrence.pallas.plan import Ref
 from lcm.ops.recurrence.pallas.products import dot, transposed, wide_dot
 from lcm.types import Array
 
+LOG2E = 1.4426950408889634
+
 
 class Tile(NamedTuple):
     """A program's heads, their channels, and the tokens of a chunk."""
