@@ -9,7 +9,7 @@ Rows of 8,192 tokens; `configs/llama3_1b.py:65536` and the like take other lengt
 tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
 the default one, so set `data` to yours. 1235.8M parameters, 524.3M tokens in 1000 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 12.0 of 16 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 7.6 of 16 GiB a
 chip, and no less than 2.7 s (memory bounds it): 1,000 steps no less than 0.7 hours.
 """
 

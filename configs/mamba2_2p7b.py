@@ -10,7 +10,7 @@ Rows of 8,192 tokens; `configs/mamba2_2p7b.py:65536` and the like take other len
 tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
 the default one, so set `data` to yours. 2702.6M parameters, 524.3M tokens in 1000 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 7.3 of 16 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 5.2 of 16 GiB a
 chip, and no less than 0.9 s (memory bounds it): 1,000 steps no less than 0.3 hours.
 """
 
