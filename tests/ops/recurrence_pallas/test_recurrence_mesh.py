@@ -81,10 +81,16 @@ def test_a_mesh_of_tpus_has_the_kernels(axes):
 
     def loss(a, b, q, v, l):
         y = op_matrix(q, q, v, l)[0] + op_matrix(q, q, v, l, (q, q, l))[0]
+        y += op_matrix(q, q, v, v)[0]  # as many channels of keys as of values
         return op_diag(a, b)[0].sum() + y.astype(jnp.float32).sum()
 
     x, given = array(2, 512, 256), (array(2, 512, 1, 64), array(2, 512, 4, 64), array(2, 512, 4))
     program = aot.compile(jax.grad(loss, (0, 1, 2, 3, 4)), x, x, *given, topology=mesh)
-    for name in ("diagonal_from_the_end", "matrix_backward", "erasing_backward"):
+    for name in (
+        "diagonal_from_the_end",
+        "matrix_backward",
+        "erasing_backward",
+        "channels_backward",
+    ):
         assert any(name in kernel for kernel in program.kernels), program.kernels
     assert program.work.kernels >= 2 * 2 * x.size
