@@ -9,7 +9,7 @@ Rows of 8,192 tokens; `configs/llama3_70b.py:65536` and the like take other leng
 tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
 the default one, so set `data` to yours. 70553.7M parameters, 4194.3M tokens in 1000 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 25.5 of 95 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 18.4 of 95 GiB a
 chip, and no less than 11.1 s (compute bounds it): 1,000 steps no less than 3.1 hours.
 """
 

@@ -10,7 +10,7 @@ Rows of 8,192 tokens; `configs/llama3_8b.py:65536` and the like take other lengt
 tokens in a batch as they allow. Shapes are published, weights are not trained here: the corpus is
 the default one, so set `data` to yours. 8030.3M parameters, 2097.2M tokens in 1000 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 25.4 of 95 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 17.5 of 95 GiB a
 chip, and no less than 5.2 s (compute bounds it): 1,000 steps no less than 1.4 hours.
 """
 
