@@ -60,6 +60,7 @@ def point(peer: Peer, text: str, used: Any, seconds: float) -> dict[str, Any]:
     spec.loader.exec_module(hlo)
     totals = hlo.Module(text).totals()
     held = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    temporaries = min(used.temp_size_in_bytes, used.peak_memory_in_bytes - held)
     chips = 1
     for size in peer.mesh.values():
         chips *= size
@@ -68,8 +69,8 @@ def point(peer: Peer, text: str, used: Any, seconds: float) -> dict[str, Any]:
         "mesh": peer.mesh,
         "tokens": round(peer.length * peer.rows * chips),
         "arguments": used.argument_size_in_bytes,
-        "temporaries": used.peak_memory_in_bytes - held,
-        "memory": used.peak_memory_in_bytes,
+        "temporaries": temporaries,
+        "memory": held + temporaries,
         "host": used.host_temp_size_in_bytes,
         "side": "MaxText",
         "cycles": totals.cycles,

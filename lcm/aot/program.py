@@ -23,7 +23,8 @@ class Program(NamedTuple):
     arguments, outputs, temporaries: bytes; `shared` of the outputs lie in donated arguments.
         Temporaries are those in use at once: `temp_size_in_bytes` has more of a program with loops
         (twice what a scan stacks, say), which the compiler's own check of the memory does not ask
-        for. Gaps between buffers are left out.
+        for. Gaps between buffers are left out. Where the peak has more, as of what a small program
+        lays in vector memory, they are `temp_size_in_bytes`.
     host: bytes of temporaries in the memory of the host, for each device.
     work: FLOPs counted in the jaxpr, loops as often as they run.
     compiled: the executable, for `as_text()`, its HLO, and XLA's own `cost_analysis()`.
@@ -93,7 +94,7 @@ def compile(fn: Callable, *args: Any, topology: str | Mesh = "v5e:2x2", **option
         used.argument_size_in_bytes,
         used.output_size_in_bytes,
         used.alias_size_in_bytes,
-        used.peak_memory_in_bytes - held,
+        min(used.temp_size_in_bytes, used.peak_memory_in_bytes - held),
         used.host_temp_size_in_bytes,
         flops.of(traced.jaxpr.jaxpr),
         compiled,
