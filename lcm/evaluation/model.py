@@ -109,7 +109,7 @@ def evaluate_model(model: Model, *, title: str = "evaluate") -> dict[str, Any]:
     models.check_backend(spec)
     models.check_limit(spec, max(round(m * length) for m in cfg.eval.multiples))
     documents = spread.read_by_all(lambda: heldout(cfg, model.tokenizer))
-    with spread.shown(title) as report:
+    with hosts.shown(title) as report:
         return evaluate(
             scorer(cfg, model.params),
             documents,

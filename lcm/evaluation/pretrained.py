@@ -86,7 +86,7 @@ def by_length(model: Model, lengths: Sequence[int], kept: pathlib.Path, *, title
     span, most = max(*lengths, 2 * trained), cfg.eval.tokens or None
     if all(len(document.tokens_N) < span for document in documents) or span > (most or span):
         span = 0  # those of the longest length, then
-    with spread.shown(title) as report:
+    with hosts.shown(title) as report:
         return evaluate(
             scorer(cfg, model.params),
             documents,

@@ -4,12 +4,11 @@ Every process reads the same documents and hands over whole batches, of which it
 part, and is given the losses of all: so each comes to the one result, and process 0 writes it.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from lcm import config, parallel
 from lcm.evaluation.documents import Document
 from lcm.parallel import hosts
 from lcm.pretrained import Model, changed
-from lcm.progress import Report, progress, silent
 from lcm.training import checkpoints, workdir
 from lcm.types import Array, Batch
 
@@ -96,10 +94,3 @@ def read_by_all(read: Callable[[], list[Document]]) -> list[Document]:
             known.update(document.tokens_N.tobytes() + document.targets_N.tobytes() + b"|")
         hosts.check_same("held-out text", known.hexdigest())
     return documents
-
-
-@contextlib.contextmanager
-def shown(title: str) -> Iterator[Report]:
-    """Progress, of which process 0 tells."""
-    with progress(title) if hosts.is_first() else contextlib.nullcontext(silent) as report:
-        yield report

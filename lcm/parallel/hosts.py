@@ -18,6 +18,7 @@ from jax._src import distributed  # its client has no public name
 
 from lcm.errors import ConfigError, HostError, UserError
 from lcm.parallel import meeting, parent
+from lcm.progress import Report, progress, silent
 
 T = TypeVar("T")
 
@@ -296,6 +297,11 @@ def by_all(act: Callable[[], T]) -> T:
 def by_first(act: Callable[[], Any]) -> Any:
     """Does something in process 0 alone, the others waiting; its error is that of all."""
     return by_all(lambda: act() if is_first() else None)
+
+
+def shown(title: str) -> contextlib.AbstractContextManager[Report]:
+    """Progress, of which process 0 tells."""
+    return progress(title) if is_first() else contextlib.nullcontext(silent)
 
 
 def check_same(what: str, text: str) -> None:

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,6 @@ from lcm import config, models, parallel, positions
 from lcm.data import pipeline, tokenizers
 from lcm.errors import ConfigError, TrainingError
 from lcm.parallel import hosts
-from lcm.progress import progress, silent
 from lcm.training import carry, checkpoints, stopping, watch, workdir
 from lcm.training.metrics import Metrics, NoMetrics
 from lcm.training.optimizers import optimizer, schedule
@@ -238,7 +237,7 @@ class _Log:
     ) -> Iterator["_Log"]:
         metrics = hosts.by_first(lambda: Metrics(folder, start)) or NoMetrics()
         try:
-            with progress(title) if hosts.is_first() else nullcontext(silent) as report:
+            with hosts.shown(title) as report:
                 log = cls(cfg, metrics, report, start)
                 yield log
                 log.catch_up()

@@ -6,58 +6,25 @@ range of float16. Files hold the matrices as they were, and a norm begins what r
 
 from typing import Any
 
-from lcm import positions
-from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.pretrained.families.base import LINEAR, SAME, Config, Family, Weight, need, weights
-from lcm.pretrained.families.rwkv7 import HEAD, HEADS, ROW
+from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, norms, shape, shape_to_hf
 
 PATTERN = TIME, CHANNELS = "rwkv6", "rwkv6_channels"
+SHAPE = {"head": "head_size", "eps": "layer_norm_epsilon"}
 
 
 def read(hf: Config) -> dict[str, Any]:
-    width = need(hf, "hidden_size")
-    need(hf, "head_size", HEAD)
+    found = shape(hf, PATTERN, **SHAPE)
+    width = found["width"]
     need(hf, "head_size_divisor", 8)  # of which follows the epsilon of the norm by head
     need(hf, "attention_hidden_size", None, width)
-    if width % HEAD:
-        raise ConfigError(f"hidden_size={width} is no multiple of head_size={HEAD}")
-    return {
-        "mixer": TIME,
-        "pattern": PATTERN,
-        "mlp": "none",
-        "width": width,
-        "depth": 2 * need(hf, "num_hidden_layers"),
-        "hidden": hf.get("intermediate_size") or int(width * 3.5) // 32 * 32,
-        "heads": width // HEAD,
-        "state": HEAD,
-        "expand": 1.0,
-        "vocab": need(hf, "vocab_size"),
-        "tied": bool(need(hf, "tie_word_embeddings")),
-        "norm": "layer",
-        "norm_eps": need(hf, "layer_norm_epsilon"),
-        "embed_norm": True,
-        "positions": positions.config(positions.NoPE()),
-    }
+    return {**found, "hidden": hf.get("intermediate_size") or int(width * 3.5) // 32 * 32}
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    mixers = tuple(layer.mixer for layer in spec.layers)
-    if mixers != PATTERN:
-        raise ConfigError(f"layers are {', '.join(mixers)}, those of RWKV-6 {', '.join(PATTERN)}")
-    time, channels = spec.layers
-    return {
-        "model_type": "rwkv6",
-        "hidden_size": spec.width,
-        "attention_hidden_size": time.inner,
-        "num_hidden_layers": spec.depth // 2,
-        "intermediate_size": channels.hidden or 4 * spec.width,
-        "head_size": time.state,
-        "vocab_size": spec.vocab,
-        "tie_word_embeddings": spec.tied,
-        "layer_norm_epsilon": spec.norm_eps,
-        "max_position_embeddings": length,
-    }
+    found = shape_to_hf(spec, length, PATTERN, name="RWKV-6", **SHAPE)
+    return {**found, "attention_hidden_size": spec.layers[0].inner}
 
 
 LAYER = "rwkv.blocks.{pair}"
@@ -80,11 +47,7 @@ RWKV6 = Family(
         Weight("head.weight", ("head/kernel",), LINEAR),
         *weights(("rwkv.blocks.0.pre_ln.weight", "embedding/norm/scale", SAME)),
         *weights(("rwkv.ln_out.weight", "final_norm/scale", SAME)),
-        *(
-            Weight(f"{LAYER}.{theirs}.{kind}", (f"mixer_norm/{ours}",), SAME, mixer)
-            for theirs, mixer in zip(("ln1", "ln2"), PATTERN, strict=True)
-            for kind, ours in (("weight", "scale"), ("bias", "bias"))
-        ),
+        *norms(LAYER, ("ln1", "ln2"), PATTERN),
         *(Weight(f"{ATTENTION}.time_maa_{n}", (f"mixer/mix_{n}",), ROW, TIME) for n in "xwkvrg"),
         Weight(f"{ATTENTION}.time_maa_w1", ("mixer/mix_down",), SAME),
         Weight(f"{ATTENTION}.time_maa_w2", ("mixer/mix_up",), SAME),

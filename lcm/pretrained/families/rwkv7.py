@@ -2,23 +2,14 @@
 
 from typing import Any
 
-from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.nn.rwkv7 import RANKS, rank_of
-from lcm.pretrained.families.base import (
-    LINEAR,
-    SAME,
-    Config,
-    Family,
-    Form,
-    Weight,
-    need,
-    weights,
-)
+from lcm.pretrained.families.base import LINEAR, SAME, Config, Family, Weight, need, weights
+from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, norms, shape, shape_to_hf
 
 PATTERN = ("rwkv7", "rwkv7_channels")
-HEAD = 64  # channels, of all releases
+SHAPE = {"head": "head_dim", "eps": "norm_eps"}
 # Ranks of the small matrices by their keys.
 KEYS = {
     "decay": "decay_low_rank_dim",
@@ -26,69 +17,29 @@ KEYS = {
     "value": "v_low_rank_dim",
     "gate": "gate_low_rank_dim",
 }
-# A vector with two axes of 1 before it, and one of all heads.
-ROW = Form(lambda tensor, *_: [tensor.reshape(-1)], lambda ours, _: ours[0].reshape(1, 1, -1))
-HEADS = Form(
-    lambda tensor, _, layer: [tensor.reshape(layer.heads, -1)],
-    lambda ours, _: ours[0].reshape(-1),
-)
 
 
 def read(hf: Config) -> dict[str, Any]:
-    width = need(hf, "hidden_size")
-    need(hf, "head_dim", HEAD)
+    found = shape(hf, PATTERN, **SHAPE)
+    width = found["width"]
     need(hf, "hidden_act", "sqrelu")
     need(hf, "norm_first", True)
     need(hf, "norm_bias", True)
     need(hf, "attn", None)
-    if width % HEAD:
-        raise ConfigError(f"hidden_size={width} is no multiple of head_dim={HEAD}")
     values = hf.get("value_dim") or width
     if any(each != width for each in (values if isinstance(values, list) else [values])):
         raise ConfigError(f"value_dim={values} is not hidden_size={width}, which releases have")
-    hidden = hf.get("intermediate_size") or int(width * need(hf, "hidden_ratio"))
+    ranks = ",".join(f"{name}_rank={need(hf, KEYS[name])}" for name in RANKS)
     return {
-        "mixer": "rwkv7",
-        "pattern": PATTERN,
-        "mlp": "none",
-        "width": width,
-        "depth": 2 * need(hf, "num_hidden_layers"),
-        "hidden": hidden,
-        "heads": width // HEAD,
-        "state": HEAD,
-        "expand": 1.0,
-        "vocab": need(hf, "vocab_size"),
-        "tied": bool(need(hf, "tie_word_embeddings")),
-        "norm": "layer",
-        "norm_eps": need(hf, "norm_eps"),
-        "embed_norm": True,
-        "kinds": {
-            "rwkv7": {
-                "mixer": "rwkv7",
-                "options": ",".join(f"{name}_rank={need(hf, KEYS[name])}" for name in RANKS),
-            }
-        },
-        "positions": positions.config(positions.NoPE()),
+        **found,
+        "hidden": hf.get("intermediate_size") or int(width * need(hf, "hidden_ratio")),
+        "kinds": {"rwkv7": {"mixer": "rwkv7", "options": ranks}},
     }
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    mixers = tuple(layer.mixer for layer in spec.layers)
-    if mixers != PATTERN:
-        raise ConfigError(f"layers are {', '.join(mixers)}, those of RWKV-7 {', '.join(PATTERN)}")
-    time, channels = spec.layers
-    return {
-        "model_type": "rwkv7",
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.depth // 2,
-        "intermediate_size": channels.hidden or 4 * spec.width,
-        "head_dim": time.state,
-        "vocab_size": spec.vocab,
-        "tie_word_embeddings": spec.tied,
-        "norm_eps": spec.norm_eps,
-        "max_position_embeddings": length,
-        **{KEYS[name]: rank_of(time, name) for name in RANKS},
-    }
+    found = shape_to_hf(spec, length, PATTERN, name="RWKV-7", **SHAPE)
+    return {**found, **{KEYS[name]: rank_of(spec.layers[0], name) for name in RANKS}}
 
 
 LAYER = "model.layers.{pair}"
@@ -132,11 +83,7 @@ RWKV7 = Family(
         Weight("model.layers.0.pre_norm.weight", ("embedding/norm/scale",), SAME),
         Weight("model.layers.0.pre_norm.bias", ("embedding/norm/bias",), SAME),
         *weights(("model.norm.weight", "final_norm/scale", SAME)),
-        *(
-            Weight(f"{LAYER}.{theirs}.{kind}", (f"mixer_norm/{ours}",), SAME, mixer)
-            for theirs, mixer in zip(("attn_norm", "ffn_norm"), PATTERN, strict=True)
-            for kind, ours in (("weight", "scale"), ("bias", "bias"))
-        ),
+        *norms(LAYER, ("attn_norm", "ffn_norm"), PATTERN),
         *(Weight(f"{ATTENTION}.x_{n}", (f"mixer/mix_{n}",), ROW, "rwkv7") for n in "rwkvag"),
         *(
             Weight(f"{ATTENTION}.{theirs}_proj.weight", (f"mixer/{ours}",), LINEAR, "rwkv7")

@@ -22,3 +22,13 @@ def close(got, want, share):
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
         np.testing.assert_allclose(x, y, atol=share * float(jnp.abs(y).max()))
+
+
+def rounds_what_is_narrow(in_kernels, by_token, given, reset):
+    """Of bfloat16 the state is exact, and what tokens of a chunk add to outputs is rounded."""
+    (y, S), gradients = both(in_kernels, given, reset)
+    (want_y, want_S), wanted = both(by_token, given, reset)
+    assert y.dtype == jnp.bfloat16 and S.dtype == jnp.float32
+    assert [x.dtype for x in gradients] == [x.dtype for x in given]
+    close(S, want_S, 1e-5)
+    close((y, *gradients), (want_y, *wanted), 1e-2)

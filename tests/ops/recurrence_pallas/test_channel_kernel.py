@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_gradients import both, close
+from kernel_gradients import both, close, rounds_what_is_narrow
 
 from lcm import models
 from lcm.ops.recurrence import op_matrix, op_matrix_before
@@ -67,14 +67,7 @@ def test_is_token_by_token(shape, monkeypatch):
 @pytest.mark.quick("groups1")
 @pytest.mark.parametrize("groups", [(1, 1), (1, 1, 1, 1)])
 def test_bfloat16_has_states_in_float32(groups):
-    given, reset = case(40, groups, 1, 32, 24, jnp.bfloat16)
-    (y, S), gradients = both(in_kernels, given, reset)
-    (want_y, want_S), wanted = both(by_token, given, reset)
-    assert y.dtype == jnp.bfloat16 and S.dtype == jnp.float32
-    assert [x.dtype for x in gradients] == [x.dtype for x in given]
-    # What the state is made of is exact, what outputs are made of is rounded.
-    close(S, want_S, 1e-5)
-    close((y, *gradients), (want_y, *wanted), 1e-2)
+    rounds_what_is_narrow(in_kernels, by_token, *case(40, groups, 1, 32, 24, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from lcm.ops.recurrence.pallas import channel_kernels as kernels
 from lcm.ops.recurrence.pallas.channel_kernels import Tokens
 from lcm.ops.recurrence.pallas.erasing_kernels import Tile
-from lcm.ops.recurrence.pallas.grid import HeadGrid, float32
+from lcm.ops.recurrence.pallas.grid import HeadGrid, differentiable, float32
 from lcm.types import Array
 
 CHUNK, ERASING = 128, 64  # tokens; of what erases fewer, as its squares are two side by side
@@ -25,30 +25,6 @@ class Given(NamedTuple):
 
     tokens: Tokens
     S0: Array
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(tile: Tile, given: Given, document: Array) -> tuple[Array, Array]:
-    """Outputs `[B, L, H P]` and the last state; L is a multiple of the chunk.
-
-    document: float32 `[B, L]`, from 0 in each chunk. The backward pass keeps the arguments and the
-    states that enter chunks.
-    """
-    y, last, _ = _forward_call(tile, given, document, keep=False)
-    return y, last
-
-
-def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Array], tuple]:
-    y, last, states = _forward_call(tile, given, document, keep=True)
-    return (y, last), (given, document, states)
-
-
-def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
-    *tokens, d_S0 = _backward_call(tile, *kept, *d_out)
-    return Given(Tokens(*tokens), d_S0), None
-
-
-run.defvjp(_forward, _backward)
 
 
 class _Grid(HeadGrid):
@@ -96,7 +72,7 @@ def _forward_call(
 
 def _backward_call(
     tile: Tile, given: Given, document: Array, states: Array, d_y: Array, d_last: Array
-) -> list[Array]:
+) -> Given:
     """Gradients of tokens, and of the state."""
     grid = _Grid(tile, given, reverse=True)
     read = grid.read(given, document)
@@ -105,4 +81,8 @@ def _backward_call(
     out += [(float32(given.S0.shape), grid.state())]
     kernel = functools.partial(kernels.backward, len(read) - 1)
     work = grid.work(3, 2, 6) if given.tokens.a is None else grid.work(12, 10, 9)
-    return grid.call("channels_backward", kernel, pairs, out, work)
+    *tokens, d_S0 = grid.call("channels_backward", kernel, pairs, out, work)
+    return Given(Tokens(*tokens), d_S0)
+
+
+run = differentiable(_forward_call, _backward_call)  # outputs `[B, L, H P]`

@@ -6,7 +6,6 @@ blocks of them, as in `matrices`. A program has one block of heads and goes over
 states stay in vector memory.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jax.experimental import pallas as pl
 from lcm.ops.recurrence.pallas import erasing_kernels as kernels
 from lcm.ops.recurrence.pallas import triangles
 from lcm.ops.recurrence.pallas.erasing_kernels import Tile, Tokens
-from lcm.ops.recurrence.pallas.grid import HeadGrid, float32
+from lcm.ops.recurrence.pallas.grid import HeadGrid, differentiable, float32
 from lcm.ops.recurrence.pallas.matrices import known, of_log_decay
 from lcm.ops.tpu import LANES
 from lcm.types import Array
@@ -49,30 +48,6 @@ def block(heads: int, states: int, width: int) -> int | None:
 def in_lanes(some: int, heads: int, size: int) -> bool:
     """Whether some of all heads of a size are a block of an array."""
     return some == heads or some * size % LANES == 0
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(tile: Tile, given: Given, document: Array) -> tuple[Array, Array]:
-    """Outputs `[B, L, H P]` and the last state; L is a multiple of the chunk.
-
-    document: float32 `[B, L]`, from 0 in each chunk. The backward pass keeps the arguments and the
-    states that enter chunks.
-    """
-    y, last, _ = _forward_call(tile, given, document, keep=False)
-    return y, last
-
-
-def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Array], tuple]:
-    y, last, states = _forward_call(tile, given, document, keep=True)
-    return (y, last), (given, document, states)
-
-
-def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
-    *tokens, d_G, d_rate, d_S0 = _backward_call(tile, *kept, *d_out)
-    return Given(Tokens(*tokens), of_log_decay(tile.chunk, d_G), d_rate, d_S0), None
-
-
-run.defvjp(_forward, _backward)
 
 
 class _Grid(HeadGrid):
@@ -117,15 +92,19 @@ def _forward_call(
 
 def _backward_call(
     tile: Tile, given: Given, document: Array, states: Array, d_y: Array, d_last: Array
-) -> tuple[Array, ...]:
-    """Gradients of tokens, of sums of log-decays, of rates, and of the state."""
+) -> Given:
+    """Gradients of tokens, of log-decays, of rates, and of the state."""
     grid = _Grid(tile, given, reverse=True)
     read = grid.read(given, document)
     of_heads, *tokens = read
     pairs = [*read, (states, grid.entering()), (d_y, grid.tokens(d_y)), (d_last, grid.state())]
     out = [(jax.ShapeDtypeStruct(x.shape, x.dtype), block) for x, block in tokens]
     out += [(float32(of_heads[0].shape), of_heads[1]), (float32(given.S0.shape), grid.state())]
-    *found, d_known, d_S0 = grid.call(
+    *tokens, d_known, d_S0 = grid.call(
         "erasing_backward", kernels.backward, pairs, out, grid.work(12, 10, 9)
     )
-    return *found, d_known[..., : tile.heads, :], d_known[..., tile.rates, :], d_S0
+    d_l = of_log_decay(tile.chunk, d_known[..., : tile.heads, :])
+    return Given(Tokens(*tokens), d_l, d_known[..., tile.rates, :], d_S0)
+
+
+run = differentiable(_forward_call, _backward_call)  # outputs `[B, L, H P]`

@@ -19,6 +19,33 @@ Blocks = Sequence[tuple[Any, pl.BlockSpec]]  # arrays, or their shapes and dtype
 float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
 
+def differentiable(forward: Callable, backward: Callable) -> Callable:
+    """`run(tile, given, document)`: outputs and the last state of kernels with gradients of theirs.
+
+    given: all that has a gradient; document: float32 `[B, L]`, the number of a token's document in
+    its chunk, L being a multiple of the chunk. The backward pass keeps both and the states that
+    enter chunks.
+
+    forward: `(tile, given, document, keep)` gives outputs, the last state, and if they are kept
+        those states.
+    backward: `(tile, given, document, states, d_y, d_last)` gives the gradient of `given`.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def run(tile: Any, given: Any, document: Array) -> tuple[Array, Array]:
+        return forward(tile, given, document, keep=False)[:2]
+
+    def kept(tile: Any, given: Any, document: Array) -> tuple[tuple[Array, Array], tuple]:
+        y, last, states = forward(tile, given, document, keep=True)
+        return (y, last), (given, document, states)
+
+    def pulled(tile: Any, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Any, None]:
+        return backward(tile, *kept, *d_out), None
+
+    run.defvjp(kept, pulled)
+    return run
+
+
 class Grid:
     """Of a shape whose last axis is of chunks, which are taken in turn, in reverse from the last.
 

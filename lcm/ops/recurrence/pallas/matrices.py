@@ -6,7 +6,6 @@ with the number of a token's document in its chunk. A program has one block of h
 the chunks; its state stays in vector memory.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from lcm.ops.recurrence.pallas import matrix_kernels as kernels
-from lcm.ops.recurrence.pallas.grid import Grid, float32
+from lcm.ops.recurrence.pallas.grid import Grid, differentiable, float32
 from lcm.ops.recurrence.pallas.matrix_kernels import LOG2E, Tile
 from lcm.ops.tpu import LANES, SUBLANES
 from lcm.types import Array
@@ -24,8 +23,8 @@ WIDEST, LARGEST = 512, 1 << 18  # channels of all heads of a block, numbers of t
 
 
 class Given(NamedTuple):
-    """What has gradients: q, k `[B, G, L, N]`, v `[B, G, L, R P]`, the natural log_decay and the
-    state `[B, G, M, N, R P / M]`."""
+    """What has gradients: q, k `[B, G, L, N]`, v `[B, G, L, R P]`, the natural log_decay
+    `[B, G, M, R / M, L]`, and the state `[B, G, M, N, R P / M]`."""
 
     q: Array
     k: Array
@@ -43,33 +42,6 @@ def block(each: int, width: int, states: int) -> int | None:
         if each % r == 0 and r * width <= most and (r == each or r * width % LANES == 0)
     ]
     return max(fits, default=None)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(tile: Tile, given: Given, document: Array) -> tuple[Array, Array]:
-    """Outputs `[B, G, L, R P]` and the last state; L is a multiple of the chunk.
-
-    log_decay: `[B, G, M, R / M, L]`; document: float32 `[B, L]`, from 0 in each chunk.
-    The backward pass keeps the arguments and the states that enter chunks.
-    """
-    y, last, _ = _forward_call(tile, given, document, keep=False)
-    return y, last
-
-
-def _forward(tile: Tile, given: Given, document: Array) -> tuple[tuple[Array, Array], tuple]:
-    y, last, states = _forward_call(tile, given, document, keep=True)
-    return (y, last), (given, document, states)
-
-
-def _backward(tile: Tile, kept: tuple, d_out: tuple[Array, Array]) -> tuple[Given, None]:
-    given, document, states = kept
-    *found, d_G, d_S0 = _backward_call(tile, given, document, states, *d_out)
-    pairs = zip(found[:2], given[:2], strict=True)
-    d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(x.dtype) for d, x in pairs)
-    return Given(d_q, d_k, found[2], of_log_decay(tile.chunk, d_G), d_S0), None
-
-
-run.defvjp(_forward, _backward)
 
 
 def known(chunk: int, log_decay: Array, document: Array, *more: Array) -> Array:
@@ -149,8 +121,8 @@ def _forward_call(
 
 def _backward_call(
     tile: Tile, given: Given, document: Array, states: Array, d_y: Array, d_last: Array
-) -> tuple[Array, ...]:
-    """Gradients of q and k by block of heads, of v, of sums of log-decays, and of the state."""
+) -> Given:
+    """Gradients of q and k, which blocks of heads add to, of v, of log-decays, and of the state."""
     grid = _Grid(tile, given, reverse=True)
     of_heads = known(tile.chunk, given.log_decay, document)
     blocks, rows = grid.shape[2], of_heads.shape[3]
@@ -174,4 +146,9 @@ def _backward_call(
         list(zip(shapes, written, strict=True)),
         grid.work(3, 2, 5),
     )
-    return d_q, d_k, d_v, d_known[..., : tile.heads, :], d_S0
+    pairs = zip((d_q, d_k), given[:2], strict=True)
+    d_q, d_k = (d.sum(2, dtype=jnp.float32).astype(x.dtype) for d, x in pairs)
+    return Given(d_q, d_k, d_v, of_log_decay(tile.chunk, d_known[..., : tile.heads, :]), d_S0)
+
+
+run = differentiable(_forward_call, _backward_call)  # outputs `[B, G, L, R P]`
