@@ -1,5 +1,6 @@
 """What is done to a recurrence from outside: against layers written out token by token."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -207,6 +208,59 @@ def test_spectrum_is_of_the_rates_that_are_trained(tiny):
         _, own, *_ = layer(tiny, *keys, "model.extension=spectrum=0.7")
         got, _ = own.apply(params, noise, context, None, {})
         np.testing.assert_allclose(got, want, atol=1e-6, err_msg=mixer)
+
+
+def read(own, params, noise, context, places, state):
+    """Outputs and state of the tokens at some places, from a state."""
+    at = slice(*places)
+    part = jax.tree.map(lambda each: each[:, at], context)
+    return own.apply(params, noise[:, at], part, state, {})
+
+
+def emptied(state):
+    """The state without what it remembers: with tails of convolutions, and the angles of Mamba-3."""
+    memory = jax.tree.map(jnp.zeros_like, state.memory)
+    if isinstance(memory, dict) and "angle" in memory:
+        memory["angle"] = state.memory["angle"]
+    return dataclasses.replace(state, memory=memory)
+
+
+@pytest.mark.quick("mamba1", "mamba3 rank 2")
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba3", "mamba3 rank 2", "s4d"])
+def test_a_window_is_the_difference_of_two_states(tiny, mixer):
+    """What tokens before the window have left in the state is nothing to those in it."""
+    name, *rank = mixer.split(" ", 1)
+    keys = (f"model.pattern={name}", *["model.options=rank=2" for _ in rank])
+    spec, own, params, noise, context = layer(tiny, *keys, "model.extension=retain=0.9")
+    window = 5
+    _, cut, *_ = layer(tiny, *keys, f"model.extension=retain=0.9,window={window}")
+    got, _ = cut.apply(params, noise, context, None, {})
+    start = MIXERS[spec.mixer].init_state(spec, 2)
+    for first, end in ((0, 3), (3, 8), (CUT, CUT + 2), (CUT + 3, CUT + 8), (END - 5, END)):
+        state = start
+        if first:
+            _, state = read(own, params, noise, context, (0, first), start)
+        y, _ = read(own, params, noise, context, (first, end), emptied(state))
+        np.testing.assert_allclose(got[:, end - 1], y[:, -1], atol=2e-5, err_msg=f"{first} {end}")
+
+
+@pytest.mark.parametrize("mixer", ["mamba1", "s4d"])
+def test_what_is_retained_and_inserted_is_of_the_state(tiny, mixer):
+    """`S' = a S + w` becomes `c a S + i w`: found from one token after two states."""
+    keys = (f"model.pattern={mixer}",)
+    spec, own, params, noise, context = layer(tiny, *keys)
+    _, other, *_ = layer(tiny, *keys, "model.extension=retain=0.9,insert=0.7")
+    start = MIXERS[spec.mixer].init_state(spec, 2)
+    _, begun = read(own, params, noise, context, (0, 4), start)
+
+    def memory(own, state):
+        _, state = read(own, params, noise, context, (4, 5), state)
+        return jax.tree.leaves(state.memory)
+
+    after = memory(other, begun), memory(own, emptied(begun)), memory(own, begun)
+    for got, new, whole in zip(*after, strict=True):
+        np.testing.assert_allclose(got, 0.9 * (whole - new) + 0.7 * new, atol=1e-6)
+        assert abs(np.asarray(whole - new)).max() > 1e-3
 
 
 def test_what_the_mlstm_inserts_is_its_input_gate(tiny):
