@@ -218,7 +218,7 @@ def read(own, params, noise, context, places, state):
 
 
 def emptied(state):
-    """The state without what it remembers: with tails of convolutions, and the angles of Mamba-3."""
+    """The state without what it remembers, with tails of convolutions and angles of Mamba-3."""
     memory = jax.tree.map(jnp.zeros_like, state.memory)
     if isinstance(memory, dict) and "angle" in memory:
         memory["angle"] = state.memory["angle"]
