@@ -347,6 +347,22 @@ def test_what_cannot_be_is_refused(tiny, keys, message):
         models.spec(tiny(*keys))
 
 
-def test_a_window_has_no_state_to_go_on_from(tiny):
-    with pytest.raises(ConfigError, match="read texts in one piece"):
-        models.init_state(tiny("model.pattern=gla", "model.extension=window=4"), 1, 8)
+def test_a_window_keeps_the_tokens_it_still_sees(tiny):
+    """Those of the window and what a convolution reads before it; the pace of each, too."""
+    cfg = tiny("model.depth=1", "model.pattern=mamba2", "model.extension=window=4")
+    params, row = models.init(cfg, jax.random.key(0)), jnp.arange(2 * LENGTH).reshape(2, LENGTH)
+    pace = jnp.linspace(0.2, 1.8, LENGTH)
+    at = models.default_context((2, LENGTH))
+    at = at._replace(pace_BL=jnp.broadcast_to(pace, (2, LENGTH)))
+    want, _ = models.apply(cfg, params, row, at)
+    state = models.init_state(cfg, 2, LENGTH)
+    (tail,) = state.layers[0].tails
+    assert tail.shape == (1, 2, 4 + 3, cfg.model.width + 2)
+    got = []
+    for piece in (slice(0, 2), slice(2, 13), slice(13, LENGTH)):
+        here = jax.tree.map(lambda x, piece=piece: x[:, piece], at)
+        logits, state = models.apply(cfg, params, row[:, piece], here, state)
+        got.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-5)
+    plain, _ = models.apply(cfg, params, row)
+    assert abs(plain - want).max() > 1e-3

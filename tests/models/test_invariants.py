@@ -74,6 +74,12 @@ VARIANTS = {
     "mamba-3, many": ["model.pattern=mamba3", "model.heads=4", "model.options=rank=3"],
     "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
+    "windows": [
+        "model.depth=4",
+        "model.pattern=mamba2,rglru,mamba3,mlstm",
+        "model.mlp=none",
+        "model.extension=window=5,retain=0.9",
+    ],
     "zamba-2": [
         "model.depth=4",
         "model.pattern=shared,mamba2",
@@ -100,7 +106,8 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 
 # One of each kind of state.
 VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", "mamba-3, many", "zamba-2", *VECTORS, *MATRIX)]
+ALIKE = "plain", "mamba-2", "mamba-3, many", "windows", "zamba-2"
+SHAPES = [("rope", v) for v in (*ALIKE, *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
 # gradients say it once more, and take longest to compile.
 ALONE = [v for v in VARIANTS if VARIANTS[v] and VARIANTS[v][0].startswith("model.pattern=")]
@@ -199,6 +206,7 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     "rope-gated_deltanet-chunks",
     "rope-griffin-chunks",
     "rope-rwkv-7-chunks",
+    "rope-windows-steps",
 )
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
 def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
@@ -218,7 +226,7 @@ def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
 
 
 @pytest.mark.quick(
-    "rope-plain", "rope-mamba-2", "rope-griffin", "rope-rwkv-7", "rope-gated_deltanet"
+    "rope-plain", "rope-mamba-2", "rope-griffin", "rope-windows", "rope-gated_deltanet"
 )
 @pytest.mark.parametrize("model", SHAPES, indirect=True, ids="-".join)
 def test_padding_of_a_call_leaves_the_state_alone(model):
