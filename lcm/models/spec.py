@@ -176,6 +176,10 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
     for key in ("window", "score_cap", "score_scale", "hidden", "head_size", "kv_heads"):
         if get(key) < 0:
             raise ConfigError(f"{where}.{key}={get(key)} is negative: 0 turns it off or derives it")
+    if not get("pre_norm") and not get("post_norm"):
+        raise ConfigError(
+            f"{where}.pre_norm=False leaves layers without norms: set {where}.post_norm=True too"
+        )
     encoding = positions.make(get("positions")) if attends else positions.NoPE()
     layer = LayerSpec(
         mixer=get("mixer"),
@@ -190,6 +194,7 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         score_scale=get("score_scale"),
         norm=get("norm"),
         norm_eps=get("norm_eps"),
+        pre_norm=get("pre_norm"),
         post_norm=get("post_norm"),
         qk_norm=get("qk_norm"),
         parallel=get("parallel"),
@@ -320,6 +325,7 @@ LAYER_KEYS = frozenset(
         "window",
         "score_cap",
         "score_scale",
+        "pre_norm",
         "post_norm",
         "qk_norm",
         "parallel",

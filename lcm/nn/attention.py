@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.errors import ConfigError
 from lcm.nn.bias import add_biases, biased
 from lcm.nn.cache import KVCache, PagedKVCache, contiguous
 from lcm.nn.dense import from_heads, matrix, to_heads, whole
@@ -25,10 +26,11 @@ class Attention(nnx.Module):
     """Multi-head attention with shared key heads (GQA, arXiv:2305.13245), behind the mixer seam.
 
     Option `gated` multiplies what is attended by `sigmoid(x W_gate)` (arXiv:2505.06708), as in
-    Qwen3-Next.
+    Qwen3-Next. Option `across` has `qk_norm` take all heads of a token together, with a scale for
+    each channel of each (OLMo 2, arXiv:2501.00656, section 3.2).
     """
 
-    OPTIONS: ClassVar[dict[str, Any]] = {"gated": False}
+    OPTIONS: ClassVar[dict[str, Any]] = {"gated": False, "across": False}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec = spec
@@ -41,9 +43,17 @@ class Attention(nnx.Module):
             self.gate = matrix(rngs, spec.width, query)
         add_biases(self, spec.biases, q=query, k=key, v=key, out=spec.width)
         if spec.qk_norm:
-            self.q_norm = RMSNorm(spec.head_size, spec.norm_eps)
-            self.k_norm = RMSNorm(spec.head_size, spec.norm_eps)
+            sizes = (query, key) if spec.option("across") else (spec.head_size, spec.head_size)
+            self.q_norm, self.k_norm = (RMSNorm(size, spec.norm_eps) for size in sizes)
         add_positions(self, spec, rngs)
+
+    @staticmethod
+    def check(spec: LayerSpec) -> None:
+        """Refuses an option that nothing would use."""
+        if spec.option("across") and not spec.qk_norm:
+            raise ConfigError(
+                "model.options=across=True says how model.qk_norm=False normalises: set it to True"
+            )
 
     def __call__(
         self, x_BLD: Hidden, context: Context, state: Cache | None, shared: dict[str, Any]
@@ -75,10 +85,14 @@ class Attention(nnx.Module):
         made_of = (("q", placed_BLD), ("k", placed_BLD), ("v", x_BLD))
         q_BLHK, k_BLGK, v_BLGK = (self._heads(x, name) for name, x in made_of)
         if spec.qk_norm:
-            q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
+            q_BLHK, k_BLGK = self._normed("q_norm", q_BLHK), self._normed("k_norm", k_BLGK)
         if spec.score_scale:  # attention divides by sqrt(K) whatever the encoding
             q_BLHK = q_BLHK * (spec.score_scale * spec.head_size**0.5)
         return q_BLHK, encoding.keys(params, k_BLGK, context), v_BLGK
+
+    def _normed(self, norm: str, x_BLHK: Array) -> Array:
+        own = x_BLHK.reshape(*x_BLHK.shape[:2], -1) if self.spec.option("across") else x_BLHK
+        return getattr(self, norm)(own).reshape(x_BLHK.shape)
 
     def _heads(self, x_BLD: Hidden, name: str) -> Array:
         """Queries, keys or values `[B, L, H, K]`."""

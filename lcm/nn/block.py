@@ -72,20 +72,23 @@ class Block(nnx.Module):
 
     A parallel one is `x + mixer(norm(x)) + mlp(norm'(x))` (GPT-NeoX, arXiv:2204.06745, section
     2.1). With post-norms what mixer and MLP add is normalised once more (Gemma 2,
-    arXiv:2408.00118). Without an MLP it is the first of the two sums. Experts tell their load
-    beside the state that comes as `Told`.
+    arXiv:2408.00118), or in place of what they read (OLMo 2, arXiv:2501.00656, section 3.2).
+    Without an MLP it is the first of the two sums. Experts tell their load beside the state that
+    comes as `Told`.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, norm = spec, NORMS[spec.norm]
-        self.mixer_norm = norm(spec.width, spec.norm_eps)
+        if spec.pre_norm:
+            self.mixer_norm = norm(spec.width, spec.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec, rngs)
         self.alone = MLPS[spec.mlp] is NoMLP
         if spec.post_norm:
             self.mixer_post_norm = norm(spec.width, spec.norm_eps)
         if self.alone:
             return
-        self.mlp_norm = norm(spec.width, spec.norm_eps)
+        if spec.pre_norm:
+            self.mlp_norm = norm(spec.width, spec.norm_eps)
         self.mlp = MLPS[spec.mlp](spec, rngs)
         if spec.post_norm:
             self.mlp_post_norm = norm(spec.width, spec.norm_eps)
@@ -95,17 +98,17 @@ class Block(nnx.Module):
     ) -> tuple[Hidden, Any]:
         telling, state = isinstance(state, Told), _plain(state)
         read_BLD = x_BLD + shared[ASIDE] if ASIDE in shared else x_BLD
-        y_BLD, state = self._mixed(self.mixer_norm(read_BLD), context, state, shared)
-        mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
+        y_BLD, state = self._mixed(self._normed("mixer_norm", read_BLD), context, state, shared)
+        mixed_BLD = x_BLD + self._normed("mixer_post_norm", y_BLD)
         if self.alone:
             return mixed_BLD, state
-        read_BLD = x_BLD if self.spec.parallel else mixed_BLD
+        u_BLD = self._normed("mlp_norm", x_BLD if self.spec.parallel else mixed_BLD)
         if telling:
-            y_BLD, load = self.mlp.told(self.mlp_norm(read_BLD), context.segments_BL)
+            y_BLD, load = self.mlp.told(u_BLD, context.segments_BL)
             state = Told(state, load)
         else:
-            y_BLD = self.mlp(self.mlp_norm(read_BLD))
-        return mixed_BLD + self._post("mlp_post_norm", y_BLD), state
+            y_BLD = self.mlp(u_BLD)
+        return mixed_BLD + self._normed("mlp_post_norm", y_BLD), state
 
     def _mixed(self, u_BLD: Hidden, *given: Any) -> tuple[Hidden, Any]:
         context, state, shared = given
@@ -113,20 +116,21 @@ class Block(nnx.Module):
             return recent.mix(self.mixer, self.spec, u_BLD, context, state, shared)
         return self.mixer(u_BLD, context, state, shared)
 
-    def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
-        return getattr(self, norm)(y_BLD) if hasattr(self, norm) else y_BLD
+    def _normed(self, norm: str, x_BLD: Hidden) -> Hidden:
+        """By the norm of a name, if the layer has it."""
+        return getattr(self, norm)(x_BLD) if hasattr(self, norm) else x_BLD
 
     def first_values(self, x_BLD: Hidden, context: Context, state: Any) -> Array:
         """What the mixer of a first layer hands on to those of all layers, if it has such."""
-        return self.mixer.first_values(self.mixer_norm(x_BLD), context, _plain(state))
+        return self.mixer.first_values(self._normed("mixer_norm", x_BLD), context, _plain(state))
 
     def importance(self, x_BLD: Hidden, context: Context) -> Array:
         """How large the steps of a layer's recurrence are, `[B, L]`, of mixers that have some."""
-        return self.mixer.importance(self.mixer_norm(x_BLD), context)
+        return self.mixer.importance(self._normed("mixer_norm", x_BLD), context)
 
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""
-        return self.mixer.parts(self.mixer_norm(x_BLD), context, shared)
+        return self.mixer.parts(self._normed("mixer_norm", x_BLD), context, shared)
 
 
 def _plain(state: Any) -> Any:

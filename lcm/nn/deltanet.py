@@ -9,6 +9,7 @@ from flax import nnx
 from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
 from lcm.nn.linear import LinearMixer, Projected
+from lcm.nn.norm import RMSNorm
 from lcm.nn.recurrent import step_biases
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
@@ -76,10 +77,16 @@ class GatedDeltaNet(Gated):
 
     l_t = -exp(A_log) softplus(u W_a + dt_bias)                   a number a head
     S_t = exp(l_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+
+    Option `eps` is that of the norm of y, 0 for the model's `norm_eps`: OLMo-Hybrid has two.
     """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {**DeltaNet.OPTIONS, "eps": 0.0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"eps": (0.0, 1.0)}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
+        self.norm = RMSNorm(spec.head_size, spec.option("eps") or spec.norm_eps)
         self.a = matrix(rngs, spec.width, spec.heads)
         self.A_log = decays(rngs, spec.heads, 0.0)
         self.dt_bias = step_biases(rngs, spec.heads)

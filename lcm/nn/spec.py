@@ -47,6 +47,7 @@ class LayerSpec:
     mlp_options: tuple[tuple[str, Any], ...] = ()
     over: Spread = Spread()  # noqa: RUF009, frozen
     extension: Extension = Extension()  # noqa: RUF009, frozen
+    pre_norm: bool = True
 
     @property
     def inner(self) -> int:

@@ -40,6 +40,7 @@ def assemble(
         CheckpointError: for tensors that are missing, of another shape, or unknown.
     """
     family = family_of(source.config)
+    source = family.view(source)
     cfg = read_config(family, source.config)
     leaves = layout(family, models.spec(cfg))
     names = _checked(family, source, leaves, cfg.model.tied)

@@ -53,6 +53,14 @@ def delta(kind: str, **keys: Any) -> dict[str, Any]:
     return model(kind, **{**layers, **sizes, **heads, **keys})
 
 
+def olmo_hybrid(**keys: Any) -> dict[str, Any]:
+    """As many channels of keys as of values: transformers writes taps in three equal parts."""
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    heads = {"linear_key_head_dim": 16, "linear_value_head_dim": 8}
+    layers = {"num_hidden_layers": 3, "layer_types": MIXED}
+    return model("olmo_hybrid", **{**layers, **sizes, **heads, **keys})
+
+
 def jamba(**keys: Any) -> dict[str, Any]:
     """Mamba, attention, Mamba; experts in every second layer, the first of them."""
     turns = {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_offset": 0}
@@ -176,8 +184,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "jamba": jamba(num_experts=1),
     "jamba, experts": jamba(num_experts=4),
+    "olmo_hybrid": olmo_hybrid(rope_parameters={**PLAIN, "rope_theta": None}),
+    "olmo_hybrid, rope": olmo_hybrid(
+        linear_allow_neg_eigval=False,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        **rope("default"),
+    ),
     "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
 }
+# Second cases of families that have one among the others.
+SECOND = ("olmo_hybrid, rope",)
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")
 

@@ -1,12 +1,13 @@
 """Writes golden/: what transformers makes of the tiny models of cases.py.
 
-    python -m tests.pretrained.make_golden
+    python -m tests.pretrained.make_golden CASE...
 
-Run it again only for new cases, or to see what a new release of transformers changed.
+Run it again only for new cases, or without any to see what a new release of transformers changed.
 """
 
 import json
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
@@ -28,7 +29,8 @@ def reference(name: str):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(_filled(_stored(name, key), parameter.shape)))
+            kind = cases.CONFIGS[name]["model_type"]
+            parameter.copy_(torch.from_numpy(_filled(_stored(kind, key), parameter.shape)))
     return model.eval()
 
 
@@ -40,17 +42,32 @@ def logits(model, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(tokens), use_cache=False).logits.numpy()
 
 
-def _stored(name: str, key: str) -> str:
-    """The name that a file has for a parameter."""
-    neox = cases.CONFIGS[name]["model_type"] == "gpt_neox"
-    return key.replace("lm_head.", "embed_out.") if neox else key
+STORED = {
+    "gpt_neox": {"lm_head.": "embed_out."},
+    "olmo_hybrid": {
+        ".input_layernorm.": ".attention_layer_norm.",
+        ".post_attention_layernorm.": ".feedforward_layer_norm.",
+        ".conv1d.": ".qkv_conv1d.",
+    },
+}
+
+
+def _stored(kind: str, key: str) -> str:
+    """The name that a file of such a model has for a parameter."""
+    for ours, theirs in STORED.get(kind, {}).items():
+        key = key.replace(ours, theirs)
+    return key
 
 
 HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter's tensor; of all experts from those of each, which files have."""
+    """A parameter's tensor; of all experts from those of each, which files have, and of q, k and v
+    likewise."""
+    if ".qkv_conv1d." in key:
+        own = shape[0] // 3, *shape[1:]
+        return np.concatenate([cases.tensor(key.replace(".qkv_", f".{n}_"), own) for n in "qkv"])
     if ".experts." not in key:
         return cases.tensor(key, shape)
     home, _, what = key.rpartition(".")
@@ -75,10 +92,13 @@ def computed(name: str) -> tuple[np.ndarray, dict[str, list[int]]]:
     return logits(model, cases.tokens())[:, PLACES], shapes
 
 
-def main() -> None:
+def main(*names: str) -> None:
     import transformers
 
-    found = {name: computed(name) for name in cases.CONFIGS}
+    kept = dict(np.load(FOLDER / "logits.npz")) if names else {}
+    sizes = json.loads((FOLDER / "shapes.json").read_text()) if names else {}
+    new = {name: computed(name) for name in names or cases.CONFIGS}
+    found = {n: new[n] if n in new else (kept[n], sizes[n]) for n in cases.CONFIGS}
     FOLDER.mkdir(exist_ok=True)
     np.savez_compressed(FOLDER / "logits.npz", **{name: x for name, (x, _) in found.items()})
     lines = [f"  {json.dumps(name)}: {json.dumps(shapes)}" for name, (_, shapes) in found.items()]
@@ -87,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

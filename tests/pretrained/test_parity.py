@@ -14,9 +14,11 @@ from . import cases, make_golden
 
 GOLDEN = np.load(make_golden.FOLDER / "logits.npz")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+SLOW = {name: pytest.mark.slow for name in cases.SECOND}
+NAMES = [pytest.param(n, marks=SLOW[n]) if n in SLOW else n for n in cases.CONFIGS]
 
 
-@pytest.mark.parametrize("name", cases.CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_transformers(loaded, name):
     cfg, params, *_ = loaded(name)
     models.check_params(cfg, params)
@@ -28,6 +30,7 @@ def test_logits_are_those_of_transformers(loaded, name):
 # One of each kind of layer always, the others with `-m slow`.
 CACHED = ("llama, llama3", "mistral", "qwen2", "gemma3", "gpt_neox", "bloom")
 CACHED += ("mamba", "mamba2", "recurrent_gemma", "qwen3_next", "zamba2, blocks", "jamba, experts")
+CACHED += ("olmo_hybrid",)
 OTHERS = [n for n in cases.CONFIGS if n not in (*CACHED, *cases.BY_LENGTH)]
 
 
@@ -49,7 +52,7 @@ def test_a_cache_changes_nothing(loaded, name):
     np.testing.assert_allclose(got, GOLDEN[name], **CLOSE)
 
 
-@pytest.mark.parametrize("name", cases.CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_live_transformers_agree(loaded, name):
     """With the release that is installed; shorter too where that is not the whole cut short."""
     pytest.importorskip("torch", reason="transformers computes with torch: golden values only")
@@ -94,7 +97,7 @@ def test_a_config_extends_a_model_as_a_checkpoint_does(loaded):
     np.testing.assert_allclose(got[:, make_golden.PLACES], GOLDEN["llama, yarn"], **CLOSE)
 
 
-@pytest.mark.parametrize("name", cases.CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_config_is_one_that_a_run_keeps(loaded, tmp_path, name):
     cfg = loaded(name).cfg
     config.check_keys(cfg)

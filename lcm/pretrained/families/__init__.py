@@ -10,6 +10,7 @@ from lcm.pretrained.families.jamba import JAMBA
 from lcm.pretrained.families.llama import LLAMA
 from lcm.pretrained.families.mamba import MAMBA, MAMBA2
 from lcm.pretrained.families.neox import GPT_NEOX
+from lcm.pretrained.families.olmo_hybrid import OLMO_HYBRID
 from lcm.pretrained.families.phi import PHI3
 from lcm.pretrained.families.qwen import QWEN2, QWEN3
 from lcm.pretrained.families.qwen_next import QWEN3_5, QWEN3_NEXT
@@ -20,6 +21,7 @@ from lcm.pretrained.families.zamba import ZAMBA2
 
 FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT, MAMBA, MAMBA2)
 FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV6, RWKV7, ZAMBA2, JAMBA)
+FAMILIES += (OLMO_HYBRID,)
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
 ENCODERS = ("t5", "mt5", "umt5", "longt5")
 

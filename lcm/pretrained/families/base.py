@@ -11,6 +11,7 @@ from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.nn import LayerSpec
 from lcm.positions import Layers, PositionEncoding, RoPE
+from lcm.pretrained.source import Source
 
 Config = dict[str, Any]
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -129,6 +130,7 @@ class Family(NamedTuple):
     unused: patterns of tensors that files need not have, of parameters without an effect.
     has: keys of FOREIGN that it has.
     places: what each layer of ours has for the braces of names; a block has its first use's.
+    view: a source as it should be where tools lay tensors out in ways that `renamed` cannot say.
     """
 
     types: dict[str, str]
@@ -141,6 +143,7 @@ class Family(NamedTuple):
     unused: tuple[str, ...] = ()
     has: tuple[str, ...] = ()
     places: Callable[[ModelSpec], list[Config]] = in_order
+    view: Callable[[Source], Source] = lambda source: source
 
     def plain(self, hf: Config) -> Config:
         """The keys of the language model, with defaults where the config is silent."""
