@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lcm.errors import ConfigError
 from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
-from lcm.nn.norm import RMSNorm
+from lcm.nn.norm import RMSNorm, UnscaledNorm
 from lcm.nn.recurrent import (
     RecurrentMixer,
     RecurrentState,
@@ -37,12 +38,13 @@ class Mamba1(RecurrentMixer):
         y_t = h_t c_t + D x_t             out = (y silu(u W_z)) W_out
 
     Options: `rank` is R, 0 for D / 16 rounded up; `normed` has d, b and c normalised, with scales,
-    as in Jamba (arXiv:2403.19887).
+    as in Jamba (arXiv:2403.19887), or with `scaled=False` without, as in Falcon-Mamba
+    (arXiv:2410.05355); `eps` is that of these norms, 0 for the model's `norm_eps`.
     """
 
     EXTENDS = interventions.ALL - {"exact"}  # of a step dt b is written, which is of first order
-    OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0}
-    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16)}
+    OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0, "scaled": True, "eps": 0.0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16), "eps": (0.0, 1.0)}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         self.spec, inner, rank = spec, spec.inner, _rank(spec)
@@ -61,9 +63,21 @@ class Mamba1(RecurrentMixer):
         self.D = nnx.Param(jnp.ones(inner))
         self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
         if spec.option("normed"):
-            self.dt_norm = RMSNorm(rank, spec.norm_eps)
-            self.b_norm = RMSNorm(spec.state, spec.norm_eps)
-            self.c_norm = RMSNorm(spec.state, spec.norm_eps)
+            norm = RMSNorm if spec.option("scaled") else UnscaledNorm
+            eps = spec.option("eps") or spec.norm_eps
+            self.dt_norm, self.b_norm, self.c_norm = (
+                norm(size, eps) for size in (rank, spec.state, spec.state)
+            )
+
+    @staticmethod
+    def check(spec: LayerSpec) -> None:
+        """Refuses options that nothing would use."""
+        unused = not spec.option("scaled") or spec.option("eps")
+        if unused and not spec.option("normed"):
+            raise ConfigError(
+                f"model.options=scaled={spec.option('scaled')},eps={spec.option('eps')} are of "
+                "norms that normed=False has not: write normed=True too"
+            )
 
     def __call__(
         self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict

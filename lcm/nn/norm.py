@@ -22,6 +22,16 @@ class RMSNorm(nnx.Module):
         return recomputed(functools.partial(_rms_norm, self.eps))(x, self.scale[...])
 
 
+class UnscaledNorm(nnx.Module):
+    """`x / rms(x)` in float32, of any width: RMSNorm without a scale, as in Falcon-Mamba."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        return recomputed(functools.partial(_unscaled_norm, self.eps))(x)
+
+
 class CentredNorm(nnx.Module):
     """`(x - mean(x)) / std(x) * scale` in float32: LayerNorm without a bias, as in MPT.
 
@@ -63,6 +73,10 @@ class GatedNorm(nnx.Module):
 
 def _rms_norm(eps: float, x: Array, scale: Array) -> Array:
     return (_over_rms(eps, x.astype(jnp.float32)) * scale).astype(x.dtype)
+
+
+def _unscaled_norm(eps: float, x: Array) -> Array:
+    return _over_rms(eps, x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _centred_norm(eps: float, x: Array, scale: Array) -> Array:

@@ -148,6 +148,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mamba": recurrent("mamba", state_size=4),
     "mamba, rank": recurrent("mamba", state_size=4, time_step_rank=5, tie_word_embeddings=False),
+    "falcon_mamba": recurrent(
+        "falcon_mamba",
+        state_size=4,
+        time_step_rank=5,
+        tie_word_embeddings=False,
+        mixer_rms_eps=0.05,  # far from that of the other norms
+    ),
     "mamba2": recurrent(
         "mamba2", state_size=8, num_heads=4, head_dim=16, n_groups=2, chunk_size=16
     ),
@@ -184,12 +191,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "jamba": jamba(num_experts=1),
     "jamba, experts": jamba(num_experts=4),
-    "olmo_hybrid": olmo_hybrid(rope_parameters={**PLAIN, "rope_theta": None}),
+    "olmo_hybrid": olmo_hybrid(rope_parameters={**PLAIN, "rope_theta": None}, rms_norm_eps=0.05),
     "olmo_hybrid, rope": olmo_hybrid(
         linear_allow_neg_eigval=False,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
         **rope("default"),
+    ),
+    "xlstm": recurrent(
+        "xlstm", num_heads=4, v_dim_factor=1.5, ffn_round_up_to_multiple_of=8, gate_soft_cap=5.0
     ),
     "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
 }

@@ -5,6 +5,7 @@ from typing import Any
 from lcm.errors import ConfigError
 from lcm.pretrained.families.alibi import BLOOM, MPT
 from lcm.pretrained.families.base import Family
+from lcm.pretrained.families.falcon_mamba import FALCON_MAMBA
 from lcm.pretrained.families.gemma import GEMMA2, GEMMA3
 from lcm.pretrained.families.jamba import JAMBA
 from lcm.pretrained.families.llama import LLAMA
@@ -17,11 +18,12 @@ from lcm.pretrained.families.qwen_next import QWEN3_5, QWEN3_NEXT
 from lcm.pretrained.families.recurrent_gemma import RECURRENT_GEMMA
 from lcm.pretrained.families.rwkv6 import RWKV6
 from lcm.pretrained.families.rwkv7 import RWKV7
+from lcm.pretrained.families.xlstm import XLSTM
 from lcm.pretrained.families.zamba import ZAMBA2
 
 FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT, MAMBA, MAMBA2)
 FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV6, RWKV7, ZAMBA2, JAMBA)
-FAMILIES += (OLMO_HYBRID,)
+FAMILIES += (OLMO_HYBRID, FALCON_MAMBA, XLSTM)
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
 ENCODERS = ("t5", "mt5", "umt5", "longt5")
 

@@ -18,13 +18,14 @@ from lcm.pretrained.families.base import (
 )
 
 
-def read_mamba1(hf: Config) -> dict[str, Any]:
+def read_mamba1(hf: Config, *options: str) -> dict[str, Any]:
+    """With options of the mixer besides what the config says, as `NAME=VALUE`."""
     width, rank = need(hf, "hidden_size"), hf.get("time_step_rank") or "auto"
     usual = rank in ("auto", -(-width // 16))
     return {
         **_shared(hf, "mamba1"),
         "heads": 1,
-        "options": "" if usual else f"rank={rank}",
+        "options": ",".join([*options, *([] if usual else [f"rank={rank}"])]),
     }
 
 
