@@ -198,6 +198,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         rms_norm_eps=1e-5,
         **rope("default"),
     ),
+    "bamba": model(
+        "bamba",
+        num_hidden_layers=3,
+        attn_layer_indices=[1],
+        mamba_n_heads=8,
+        mamba_d_state=6,
+        mamba_n_groups=2,
+        mamba_chunk_size=16,
+        **rope("default"),
+    ),
     "xlstm": recurrent(
         "xlstm", num_heads=4, v_dim_factor=1.5, ffn_round_up_to_multiple_of=8, gate_soft_cap=5.0
     ),

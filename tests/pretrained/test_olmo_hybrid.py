@@ -1,5 +1,6 @@
 """OLMo-Hybrid: folders as transformers writes them, and what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -9,6 +10,8 @@ from lcm.errors import CheckpointError, ConfigError
 from lcm.pretrained import Folder, assemble
 from lcm.pretrained.assemble import read_config
 from lcm.pretrained.families import family_of
+
+from . import cases, make_golden
 
 PART = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
 TAPS = "model.layers.0.linear_attn.{}_conv1d.weight"
@@ -30,6 +33,24 @@ def test_taps_in_parts_of_any_size_are_the_same(folder, loaded):
     _, params = assemble(Folder(cut(folder("olmo_hybrid"), (43, 43, 10))))
     for name in ("conv_q", "conv_k", "conv_v"):
         np.testing.assert_array_equal(params["layers"]["0"]["mixer"][name], want[name])
+
+
+@pytest.mark.slow
+def test_taps_of_unlike_channels_as_transformers_writes_them(tmp_path):
+    torch = pytest.importorskip("torch", reason="transformers computes with torch")
+    transformers = pytest.importorskip("transformers")
+    own = cases.olmo_hybrid(linear_value_head_dim=12)  # 32, 32 and 48, written as 38, 38 and 36
+    hf = transformers.AutoConfig.for_model(**own)
+    model = transformers.AutoModelForCausalLM.from_config(hf, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(cases.tensor(name, tuple(parameter.shape))))
+    model.save_pretrained(tmp_path / "model")
+    assert Folder(tmp_path / "model").shape(TAPS.format("v")) == (36, 1, 4)
+    cfg, params = assemble(Folder(tmp_path / "model"))
+    got, _ = models.apply(cfg, params, jnp.asarray(cases.tokens()))
+    want = make_golden.logits(model, cases.tokens())
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_taps_that_are_too_few_are_named(folder):

@@ -30,20 +30,30 @@ def read_mamba1(hf: Config, *options: str) -> dict[str, Any]:
 
 
 def read_mamba2(hf: Config) -> dict[str, Any]:
-    heads, size = need(hf, "num_heads"), need(hf, "head_dim")
-    inner = need(hf, "hidden_size") * need(hf, "expand")
-    if heads * size != inner:
+    check_heads(hf, "num_heads", "head_dim", "expand")
+    check_steps(hf)
+    return {**_shared(hf, "mamba2"), "heads": hf["num_heads"], "groups": need(hf, "n_groups")}
+
+
+def check_heads(hf: Config, count: str, size: str, expand: str) -> None:
+    """Refuses heads, by these keys, that are not all channels of a Mamba-2."""
+    inner = need(hf, "hidden_size") * need(hf, expand)
+    if need(hf, count) * need(hf, size) != inner:
         raise ConfigError(
-            f"num_heads={heads} times head_dim={size} is not expand * hidden_size={inner:g}: take "
-            "the config of this checkpoint"
+            f"{count}={hf[count]} times {size}={hf[size]} is not {expand} * hidden_size={inner:g}: "
+            "take the config of this checkpoint"
         )
-    low, high = need(hf, "time_step_limit")
-    if low != 0 or not math.isinf(float(high)):
+
+
+def check_steps(hf: Config) -> None:
+    """Refuses limits of time steps. An infinite one is a float, or what transformers writes."""
+    low, high = hf.get("time_step_limit") or (0, math.inf)
+    high = float(high["__float__"] if isinstance(high, dict) else high)
+    if low != 0 or not math.isinf(high):
         raise ConfigError(
             f"time_step_limit=({low}, {high}) clips time steps, which the decoder does not: it has "
             "(0, inf)"
         )
-    return {**_shared(hf, "mamba2"), "heads": heads, "groups": need(hf, "n_groups")}
 
 
 def _shared(hf: Config, mixer: str) -> dict[str, Any]:
@@ -120,8 +130,8 @@ def inside_mamba1(stem: str, mixer: str = "") -> tuple[Weight, ...]:
     )
 
 
-def inside_mamba2(stem: str) -> tuple[Weight, ...]:
-    """The tensors of a Mamba-2 below a stem."""
+def inside_mamba2(stem: str, mixer: str = "") -> tuple[Weight, ...]:
+    """The tensors of a Mamba-2 below a stem; `mixer` as a `Weight` has it."""
     parts = "mixer/z", "mixer/x", "mixer/bc", "mixer/dt"
     return (
         Weight(f"{stem}.in_proj.weight", parts, FUSED),
@@ -129,7 +139,7 @@ def inside_mamba2(stem: str) -> tuple[Weight, ...]:
         Weight(f"{stem}.conv1d.bias", ("mixer/conv_x_bias", "mixer/conv_bc_bias"), FUSED),
         Weight(f"{stem}.dt_bias", ("mixer/dt_bias",), SAME),
         Weight(f"{stem}.norm.weight", ("mixer/norm/scale",), SAME),
-        *_both(stem),
+        *_both(stem, mixer),
     )
 
 
