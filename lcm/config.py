@@ -40,6 +40,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.qk_norm": (False, "whether queries and keys are normalised by head (RMSNorm)"),
     "model.pre_norm": (True, "whether what mixer and MLP read is normalised; not so in OLMo 2"),
     "model.post_norm": (False, "whether what mixer and MLP add is normalised too, as in Gemma 2"),
+    "model.residual_scale": (1.0, "factor of what mixer and MLP add, as in Granite"),
     "model.parallel": (False, "whether the MLP reads what the mixer reads, as in GPT-NeoX"),
     "model.backend": (
         "auto",
@@ -69,6 +70,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),
     "model.tied": (True, "whether the embedding table is also the output matrix"),
     "model.logit_cap": (0.0, "soft cap of the logits; 0 is none"),
+    "model.logit_divisor": (1.0, "what logits are divided by before any cap, as in Granite"),
     "model.embed_scale": (1.0, "factor of token embeddings; sqrt(D) in Gemma"),
     "model.embed_norm": (False, "whether token embeddings are normalised, as in BLOOM"),
     "model.norm": ("rms", "normalisation: rms, layer (LayerNorm) or layer_no_bias"),

@@ -176,6 +176,7 @@ def scores(spec: ModelSpec, params: Params, x_BLD: Hidden) -> Logits:
 def capped(spec: ModelSpec, scores_BLV: Logits) -> Logits:
     """The logits that the product becomes."""
     cap = spec.logit_cap
+    scores_BLV = scores_BLV / spec.logit_divisor if spec.logit_divisor != 1 else scores_BLV
     return cap * jnp.tanh(scores_BLV / cap) if cap else scores_BLV
 
 

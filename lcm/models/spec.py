@@ -39,6 +39,7 @@ class ModelSpec:
     dtype: Any
     remat: str
     unroll: int
+    logit_divisor: float = 1.0
 
     @property
     def placed(self) -> LayerSpec:
@@ -90,6 +91,11 @@ def spec(cfg: Any) -> ModelSpec:
             f"model.embed_scale={model.embed_scale} leaves nothing of the embeddings: "
             "give more than 0; 1 leaves them as they are"
         )
+    if model.logit_divisor <= 0:
+        raise ConfigError(
+            f"model.logit_divisor={model.logit_divisor} must be more than 0: 1 leaves logits as "
+            "they are"
+        )
     if not model.pattern:
         raise ConfigError("model.pattern is empty: name at least one kind of layer")
     if len(model.pattern) > model.depth:
@@ -125,6 +131,7 @@ def spec(cfg: Any) -> ModelSpec:
         dtype=DTYPES[model.dtype],
         remat=model.remat,
         unroll=model.unroll,
+        logit_divisor=float(model.logit_divisor),
     )
     encoding = encoding.resolved(description.placed.dims)
     encoding.check(description.placed.dims)
@@ -180,6 +187,11 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         raise ConfigError(
             f"{where}.pre_norm=False leaves layers without norms: set {where}.post_norm=True too"
         )
+    if get("residual_scale") <= 0:
+        raise ConfigError(
+            f"{where}.residual_scale={get('residual_scale')} must be more than 0: 1 leaves what "
+            "layers add as it is"
+        )
     encoding = positions.make(get("positions")) if attends else positions.NoPE()
     layer = LayerSpec(
         mixer=get("mixer"),
@@ -194,6 +206,7 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         score_scale=get("score_scale"),
         norm=get("norm"),
         norm_eps=get("norm_eps"),
+        residual_scale=float(get("residual_scale")),
         pre_norm=get("pre_norm"),
         post_norm=get("post_norm"),
         qk_norm=get("qk_norm"),
@@ -325,6 +338,7 @@ LAYER_KEYS = frozenset(
         "window",
         "score_cap",
         "score_scale",
+        "residual_scale",
         "pre_norm",
         "post_norm",
         "qk_norm",

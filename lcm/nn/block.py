@@ -73,8 +73,8 @@ class Block(nnx.Module):
     A parallel one is `x + mixer(norm(x)) + mlp(norm'(x))` (GPT-NeoX, arXiv:2204.06745, section
     2.1). With post-norms what mixer and MLP add is normalised once more (Gemma 2,
     arXiv:2408.00118), or in place of what they read (OLMo 2, arXiv:2501.00656, section 3.2).
-    Without an MLP it is the first of the two sums. Experts tell their load beside the state that
-    comes as `Told`.
+    `residual_scale` multiplies what is added. Without an MLP it is the first of the two sums.
+    Experts tell their load beside the state that comes as `Told`.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -99,7 +99,7 @@ class Block(nnx.Module):
         telling, state = isinstance(state, Told), _plain(state)
         read_BLD = x_BLD + shared[ASIDE] if ASIDE in shared else x_BLD
         y_BLD, state = self._mixed(self._normed("mixer_norm", read_BLD), context, state, shared)
-        mixed_BLD = x_BLD + self._normed("mixer_post_norm", y_BLD)
+        mixed_BLD = x_BLD + self._added("mixer_post_norm", y_BLD)
         if self.alone:
             return mixed_BLD, state
         u_BLD = self._normed("mlp_norm", x_BLD if self.spec.parallel else mixed_BLD)
@@ -108,7 +108,7 @@ class Block(nnx.Module):
             state = Told(state, load)
         else:
             y_BLD = self.mlp(u_BLD)
-        return mixed_BLD + self._normed("mlp_post_norm", y_BLD), state
+        return mixed_BLD + self._added("mlp_post_norm", y_BLD), state
 
     def _mixed(self, u_BLD: Hidden, *given: Any) -> tuple[Hidden, Any]:
         context, state, shared = given
@@ -119,6 +119,11 @@ class Block(nnx.Module):
     def _normed(self, norm: str, x_BLD: Hidden) -> Hidden:
         """By the norm of a name, if the layer has it."""
         return getattr(self, norm)(x_BLD) if hasattr(self, norm) else x_BLD
+
+    def _added(self, norm: str, y_BLD: Hidden) -> Hidden:
+        """What the stream is given of an output."""
+        y_BLD, scale = self._normed(norm, y_BLD), self.spec.residual_scale
+        return y_BLD * scale if scale != 1 else y_BLD
 
     def first_values(self, x_BLD: Hidden, context: Context, state: Any) -> Array:
         """What the mixer of a first layer hands on to those of all layers, if it has such."""

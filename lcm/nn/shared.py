@@ -130,6 +130,11 @@ class SharedAttention(nnx.Module):
                     f"model.{key}=True in a layer of shared_attention, whose block has no such "
                     "thing: set it to False in its kind"
                 )
+        if spec.residual_scale != 1:
+            raise ConfigError(
+                f"model.residual_scale={spec.residual_scale} in a layer of shared_attention, which "
+                "adds nothing to the stream: set it to 1 in its kind"
+            )
         if spec.option("adapted") and not spec.option("rank"):
             raise ConfigError(
                 "model.options=adapted=True with rank=0 adapts nothing: give the rank of the "

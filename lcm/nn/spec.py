@@ -48,6 +48,7 @@ class LayerSpec:
     over: Spread = Spread()  # noqa: RUF009, frozen
     extension: Extension = Extension()  # noqa: RUF009, frozen
     pre_norm: bool = True
+    residual_scale: float = 1.0
 
     @property
     def inner(self) -> int:

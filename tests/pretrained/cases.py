@@ -61,6 +61,14 @@ def olmo_hybrid(**keys: Any) -> dict[str, Any]:
     return model("olmo_hybrid", **{**layers, **sizes, **heads, **keys})
 
 
+def granite(**keys: Any) -> dict[str, Any]:
+    """Without experts; all factors away from 1."""
+    mamba = {"mamba_n_heads": 8, "mamba_d_state": 6, "mamba_chunk_size": 16}
+    sizes = {"num_hidden_layers": 3, "shared_intermediate_size": 40, "num_local_experts": 0}
+    factors = {"embedding_multiplier": 3, "residual_multiplier": 0.4, "logits_scaling": 1.5}
+    return model("granitemoehybrid", **{**sizes, **mamba, **factors, **keys})
+
+
 def jamba(**keys: Any) -> dict[str, Any]:
     """Mamba, attention, Mamba; experts in every second layer, the first of them."""
     turns = {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_offset": 0}
@@ -208,13 +216,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         mamba_chunk_size=16,
         **rope("default"),
     ),
+    "granite": granite(
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        position_embedding_type="nope",
+        attention_multiplier=0.7,
+    ),
+    "granite, rope": granite(
+        layer_types=["full_attention"] * 3,
+        position_embedding_type="rope",
+        attention_multiplier=8**-0.5,
+        tie_word_embeddings=True,
+        **rope("default"),
+    ),
     "xlstm": recurrent(
         "xlstm", num_heads=4, v_dim_factor=1.5, ffn_round_up_to_multiple_of=8, gate_soft_cap=5.0
     ),
     "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
 }
 # Second cases of families that have one among the others.
-SECOND = ("olmo_hybrid, rope",)
+SECOND = ("olmo_hybrid, rope", "granite, rope")
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")
 

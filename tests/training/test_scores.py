@@ -16,7 +16,7 @@ VOCAB, WIDTH, SHAPE = 48, 16, (2, 12)
 def given(request):
     keys = [f"model.width={WIDTH}", "model.depth=1", "model.heads=2", f"model.vocab={VOCAB}"]
     keys += ["data.length=12", f"model.tied={request.param == 'tied'}"]
-    keys += ["model.logit_cap=2.0"] if request.param == "capped" else []
+    keys += ["model.logit_cap=2.0", "model.logit_divisor=2"] if request.param == "capped" else []
     spec = models.spec(config.override(config.base(), keys))
     draw = np.random.default_rng(0)
     params = decoder.init(spec, jax.random.key(0))

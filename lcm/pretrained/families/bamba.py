@@ -5,6 +5,7 @@ from typing import Any
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
+from lcm.nn import LayerSpec
 from lcm.pretrained.families.base import (
     FULL,
     HALVES,
@@ -29,24 +30,8 @@ def read(hf: Config) -> dict[str, Any]:
     need(hf, "hidden_act", "silu")
     need(hf, "attention_bias", False)
     need(hf, "mlp_bias", False)
-    need(hf, "mamba_proj_bias", False)
-    need(hf, "mamba_conv_bias", True)
-    check_steps(hf)
     own, names = sizes(hf), _names(hf)
-    heads, expand = need(hf, "mamba_n_heads"), need(hf, "mamba_expand")
-    if hf.get("mamba_d_head") not in (None, "auto"):
-        check_heads(hf, "mamba_n_heads", "mamba_d_head", "mamba_expand")
-    mamba = {
-        "mixer": "mamba2",
-        "heads": heads,
-        "kv_heads": 0,
-        "head_size": 0,
-        "groups": need(hf, "mamba_n_groups"),
-        "state": need(hf, "mamba_d_state"),
-        "conv": need(hf, "mamba_d_conv"),
-        "expand": float(expand),
-    }
-    kinds = {"mamba": mamba, "full": {"mixer": "attention"}}
+    kinds = {"mamba": mamba_kind(hf), "full": {"mixer": "attention"}}
     return {
         **own,
         "pattern": period(names),
@@ -55,6 +40,37 @@ def read(hf: Config) -> dict[str, Any]:
         "mlp": "swiglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),
+    }
+
+
+def mamba_kind(hf: Config) -> dict[str, Any]:
+    """The keys of a layer of Mamba-2 among others, of Bamba and what is made like it."""
+    need(hf, "mamba_proj_bias", False)
+    need(hf, "mamba_conv_bias", True)
+    check_steps(hf)
+    if hf.get("mamba_d_head") not in (None, "auto"):
+        check_heads(hf, "mamba_n_heads", "mamba_d_head", "mamba_expand")
+    return {
+        "mixer": "mamba2",
+        "heads": need(hf, "mamba_n_heads"),
+        "kv_heads": 0,
+        "head_size": 0,
+        "groups": need(hf, "mamba_n_groups"),
+        "state": need(hf, "mamba_d_state"),
+        "conv": need(hf, "mamba_d_conv"),
+        "expand": float(need(hf, "mamba_expand")),
+    }
+
+
+def mamba_to_hf(layer: LayerSpec) -> Config:
+    """Its inverse."""
+    return {
+        "mamba_n_heads": layer.heads,
+        "mamba_d_head": layer.head_size,
+        "mamba_n_groups": layer.groups,
+        "mamba_d_state": layer.state,
+        "mamba_d_conv": layer.conv,
+        "mamba_expand": plain_expand(layer),
     }
 
 
@@ -92,12 +108,7 @@ def write(spec: ModelSpec, length: int) -> Config:
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_size,
         "attn_layer_indices": [n for n, layer in enumerate(spec.in_order) if layer.attends],
-        "mamba_n_heads": mamba.heads,
-        "mamba_d_head": mamba.head_size,
-        "mamba_n_groups": mamba.groups,
-        "mamba_d_state": mamba.state,
-        "mamba_d_conv": mamba.conv,
-        "mamba_expand": plain_expand(mamba),
+        **mamba_to_hf(mamba),
         "hidden_act": "silu",
         "attention_bias": False,
         "rms_norm_eps": spec.norm_eps,
@@ -107,6 +118,22 @@ def write(spec: ModelSpec, length: int) -> Config:
 LAYER = "model.layers.{n}"
 ATTENTION = f"{LAYER}.self_attn"
 OURS = {"q": "q", "k": "k", "v": "v", "o": "out"}
+MAMBA = {
+    "mamba_n_heads": 128,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 256,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+}
+MIXING = (
+    *(
+        Weight(f"{ATTENTION}.{name}_proj.weight", (f"mixer/{at}",), LINEAR, "attention")
+        for name, at in OURS.items()
+    ),
+    *inside_mamba2(f"{LAYER}.mamba", "mamba2"),
+)
 BAMBA = Family(
     types={"bamba": "BambaForCausalLM"},
     read=read,
@@ -116,13 +143,7 @@ BAMBA = Family(
         "attention_bias": False,
         "mlp_bias": False,
         "num_key_value_heads": 8,
-        "mamba_n_heads": 128,
-        "mamba_n_groups": 1,
-        "mamba_d_state": 256,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_conv_bias": True,
-        "mamba_proj_bias": False,
+        **MAMBA,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "tie_word_embeddings": False,
@@ -138,10 +159,6 @@ BAMBA = Family(
             Weight(f"{LAYER}.feed_forward.{half}_proj.weight", (f"mlp/{half}",), LINEAR)
             for half in HALVES
         ),
-        *(
-            Weight(f"{ATTENTION}.{name}_proj.weight", (f"mixer/{at}",), LINEAR, "attention")
-            for name, at in OURS.items()
-        ),
-        *inside_mamba2(f"{LAYER}.mamba", "mamba2"),
+        *MIXING,
     ),
 )
