@@ -78,6 +78,7 @@ OWN = {
     "heads that do not divide the width": (["model.heads=3", "model.head_size=8"], "mistral"),
     "qkv": (["model.biases=qkv", "model.positions=llama3"], "qwen2"),
     "longrope": (LONGROPE, "llama"),
+    "no encoding": (["model.positions=nope"], "granitemoehybrid"),
     "window in a pattern": ([*local(8), "model.qk_norm=True"], "qwen3"),
     "alibi": ([*MPT, "model.hidden=128", "data.length=64"], "mpt"),
 }
@@ -151,7 +152,6 @@ REFUSED = {
     "learned": (["model.positions=learned"], "Learned(length=0)"),
     "fresh norm": (["model.norm=layer"], "norm is rms, not layer"),
     "pairs": (["model.positions.interleaved=True"], "interleaved=True"),
-    "no encoding": (["model.positions=nope"], "NoPE"),
     "cap": (["model.score_cap=20"], "score_cap is 0.0, not 20.0"),
     "part of a head": (
         ["model.positions.fraction=0.5", "model.qk_norm=True"],
