@@ -72,6 +72,7 @@ VARIANTS = {
     "slstm": ["model.pattern=slstm"],
     "mamba-3": ["model.pattern=mamba3", "model.groups=2", "model.heads=4"],
     "mamba-3, many": ["model.pattern=mamba3", "model.heads=4", "model.options=rank=3"],
+    "rwkv-4": ["model.pattern=rwkv4,rwkv4_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
     "zamba-2": [
@@ -99,7 +100,18 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
+VECTORS = (
+    "rwkv-4",
+    "rwkv-6",
+    "rwkv-7",
+    "mamba-3",
+    "lstm",
+    "mamba-1",
+    "griffin",
+    "s4d",
+    "s5",
+    "slstm",
+)
 SHAPES = [("rope", v) for v in ("plain", "mamba-2", "mamba-3, many", "zamba-2", *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
 # gradients say it once more, and take longest to compile.
