@@ -40,8 +40,8 @@ class RWKV4(RecurrentMixer):
         out = (sigmoid(r) wkv) W_out                              w = exp(A_log)
 
     Keys may be of any size: sums are kept in units of the largest weight. The paper's mix is
-    1 - mix_s, the share of the token itself. Its releases have E = D, and need `model.norm=layer`
-    and a norm of the embeddings.
+    1 - mix_s, the share of the token itself. Its releases have E = D; they need `model.norm=layer`
+    with an epsilon of 1e-5 and a norm of the embeddings.
     """
 
     EXTENDS = interventions.ALL
