@@ -1,8 +1,8 @@
 """Running maxima of logarithms, by which sums of exponentials stay in the range of float32."""
 
-import jax
 import jax.numpy as jnp
 
+from lcm.ops.recurrence import op_max
 from lcm.types import Array
 
 NEVER = -1e30  # the maximum before the first token
@@ -11,21 +11,12 @@ NEVER = -1e30  # the maximum before the first token
 def log_maxima(
     i_BLH: Array, f_BLH: Array, m0_BH: Array, reset_BL: Array, least: float
 ) -> tuple[Array, Array]:
-    """`m_t = max(f_t + m_{t-1}, i_t)` and `m_{t-1}`; `i_t` where documents begin.
+    """`m_t = max(f_t + m_{t-1}, i_t)`, or `least` where it is less, and `m_{t-1}`.
 
-    Nothing of a sum in units of `exp(m_t)` is above 1: neither what is written, `exp(i_t - m_t)`,
-    nor what is kept, `exp(f_t + m_{t-1} - m_t)`, of log-decays f. Such a sum of any m is the same,
-    so the maxima have no gradient.
-
-    least: below which no maximum is.
+    Of a sum in units of `exp(m_t)`, with log-decays f, neither what is written, `exp(i_t - m_t)`,
+    nor what is kept, `exp(f_t + m_{t-1} - m_t)`, is above 1. It is the same sum in any units, so
+    that the maxima need no gradient; but `m_0` is of what is given.
     """
-    f_BLH = jnp.where(reset_BL[..., None], -jnp.inf, f_BLH)
-
-    def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-        (f1, i1), (f2, i2) = first, second
-        return f1 + f2, jnp.maximum(i1 + f2, i2)
-
-    f, i = jax.lax.associative_scan(after, jax.lax.stop_gradient((f_BLH, i_BLH)), axis=1)
-    m_BLH = jnp.maximum(jnp.maximum(f + m0_BH[:, None], i), least)
-    m_BLH = jax.lax.stop_gradient(m_BLH)
+    m_BLH, _ = op_max(i_BLH, f_BLH, m0_BH, reset_BL)
+    m_BLH = jnp.maximum(m_BLH, least)
     return m_BLH, jnp.concatenate([m0_BH[:, None], m_BLH[:, :-1]], 1)

@@ -168,6 +168,8 @@ def of_op(name):
     cases = {
         "op_diag": (lambda a, b, h: recurrence.op_diag(a, b, h, reset),
                     (jnp.exp(decay[..., 0]), draw(*tokens, 4), draw(ROWS, 4))),
+        "op_max": (lambda i, f, m: recurrence.op_max(i, f, m, reset),
+                   (draw(*tokens, 4), decay[..., 0], draw(ROWS, 4))),
         "short_conv": (lambda x, w, b, t: recurrence.short_conv(x, w, b, t, reset, there),
                        (draw(*tokens, 5), draw(12, 5), draw(5), draw(ROWS, 11, 5))),
         "op_matrix by head": (matrix, (q, k, v, decay[..., 0], S0)),
@@ -212,7 +214,7 @@ def kept(how):
 
 
 KEPT = {"kept by ring": "ring", "kept by gather": "gather"}
-OPS = ["op_diag", "short_conv", *(f"op_matrix {how}" for how in (
+OPS = ["op_diag", "op_max", "short_conv", *(f"op_matrix {how}" for how in (
     "by head", "by channel", "erase by head", "erase by channel"))]  # fmt: skip
 
 if __name__ == "__main__":
