@@ -7,6 +7,8 @@ import pytest
 
 from lcm import models, pretrained
 from lcm.errors import CheckpointError, ConfigError
+from lcm.pretrained.assemble import read_config
+from lcm.pretrained.families import family_of
 
 from . import cases, make_rwkv_golden
 
@@ -101,3 +103,12 @@ def test_tensors_of_another_config_are_refused(tmp_path, keys, match):
     with pytest.raises(CheckpointError, match=match) as error:
         pretrained.load(folder(tmp_path, "rwkv4", **keys))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "depth", "millions"), [(768, 12, 169), (1024, 24, 430)])
+def test_releases_of_rwkv_4_have_the_parameters_of_their_names(width, depth, millions):
+    """`rwkv-4-169m-pile` and `rwkv-4-430m-pile`."""
+    sizes = {"hidden_size": width, "attention_hidden_size": width, "intermediate_size": 4 * width}
+    hf = {**make_rwkv_golden.CONFIG_OF_4, **sizes, "num_hidden_layers": depth, "vocab_size": 50277}
+    cfg = read_config(family_of(hf), hf)
+    assert models.parameter_count(cfg) // 10**6 == millions
