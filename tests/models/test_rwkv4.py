@@ -54,7 +54,7 @@ def twins(p, u_BLD, window=LENGTH):
 @pytest.mark.parametrize("window", [LENGTH, 3])
 @pytest.mark.parametrize("size", [1, 100])
 def test_keys_may_be_of_any_size(tiny, size, window):
-    """Weights of e^(+-500), and one of them that leaves a window takes no digit with it."""
+    """Weights of up to e^(+-700), and one of them that leaves a window takes no digit with it."""
     keys = f"model.extension=window={window}", "model.recurrence_chunk=4"
     _, apply, params, u_BLD, context = layer(tiny, *keys)
     params["k"] *= size
