@@ -10,7 +10,8 @@ what becomes of the two before they get there, the same for every mixer:
                                         arXiv:2509.19633)
     retain    e^l -> c e^l              forget more, and remember less (Chen et al., 2024,
     insert    w -> c w                  arXiv:2410.07145v1, section 4.1)
-    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3
+    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3; of
+                                        a text in pieces by `lcm.nn.recent`
 
 Of the delta rule w is what it erases, too. A pace (`Context.pace_BL`) scales both as well, 0 being
 a token that is not there. Norms are held in bounds by `lcm.models.initial.normalised`, tokens left
