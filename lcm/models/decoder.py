@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lcm import nn
-from lcm.errors import ConfigError
 from lcm.models.spec import ModelSpec
 from lcm.nn.experts import Load, Told
 from lcm.nn.functional import Functional, functional
@@ -185,12 +184,6 @@ def init_state(
 ) -> State:
     """The empty state for `batch` rows of up to `length` tokens, keys and values in a dtype."""
     dtype = spec.dtype if dtype is None else dtype
-    for layer in spec.layers:
-        if layer.extension.window:
-            raise ConfigError(
-                f"model.extension has window={layer.extension.window}, for which a state would "
-                "hold as many tokens: read texts in one piece without a state, or set window=0"
-            )
 
     def stacked(kind: int, layer: nn.LayerSpec) -> Any:
         one = nn.init_state(layer, batch, length, dtype, chunk)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from lcm.nn import recent
 from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
 from lcm.nn.experts import Experts, Told
@@ -79,7 +80,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
-        self.parallel, norm = spec.parallel, NORMS[spec.norm]
+        self.spec, norm = spec, NORMS[spec.norm]
         self.mixer_norm = norm(spec.width, spec.norm_eps)
         self.mixer = MIXERS[spec.mixer](spec, rngs)
         self.alone = MLPS[spec.mlp] is NoMLP
@@ -97,17 +98,23 @@ class Block(nnx.Module):
     ) -> tuple[Hidden, Any]:
         telling, state = isinstance(state, Told), _plain(state)
         read_BLD = x_BLD + shared[ASIDE] if ASIDE in shared else x_BLD
-        y_BLD, state = self.mixer(self.mixer_norm(read_BLD), context, state, shared)
+        y_BLD, state = self._mixed(self.mixer_norm(read_BLD), context, state, shared)
         mixed_BLD = x_BLD + self._post("mixer_post_norm", y_BLD)
         if self.alone:
             return mixed_BLD, state
-        read_BLD = x_BLD if self.parallel else mixed_BLD
+        read_BLD = x_BLD if self.spec.parallel else mixed_BLD
         if telling:
             y_BLD, load = self.mlp.told(self.mlp_norm(read_BLD), context.segments_BL)
             state = Told(state, load)
         else:
             y_BLD = self.mlp(self.mlp_norm(read_BLD))
         return mixed_BLD + self._post("mlp_post_norm", y_BLD), state
+
+    def _mixed(self, u_BLD: Hidden, *given: Any) -> tuple[Hidden, Any]:
+        context, state, shared = given
+        if state is not None and self.spec.extension.window:
+            return recent.mix(self.mixer, self.spec, u_BLD, context, state, shared)
+        return self.mixer(u_BLD, context, state, shared)
 
     def _post(self, norm: str, y_BLD: Hidden) -> Hidden:
         return getattr(self, norm)(y_BLD) if hasattr(self, norm) else y_BLD
@@ -149,6 +156,8 @@ def layer(spec: LayerSpec, rngs: nnx.Rngs) -> nnx.Module:
 
 def init_state(spec: LayerSpec, batch: int, length: int, dtype: jnp.dtype, chunk: int = 0) -> Any:
     """The empty state of one layer for a batch of rows of up to `length` tokens."""
+    if spec.extension.window:
+        return recent.init_state(spec, batch)
     return MIXERS[spec.mixer].init_state(spec, batch, length, dtype, chunk)
 
 

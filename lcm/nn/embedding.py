@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lcm.nn.dense import matrix, product, product_with_rows
+from lcm.ops.placed import placed
 from lcm.types import Hidden, Logits, Tokens
 
 
@@ -33,6 +34,9 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens_BL: Tokens, dtype: jnp.dtype) -> Hidden:
         x_BLD = self.table[...][tokens_BL].astype(dtype)
+        # Each device looks up its channels for the tokens of all. So what is sent is narrow, and of
+        # the gradient, too, which is then summed where it lies, in float32.
+        x_BLD = placed(placed(x_BLD, "copies", "all", "share"), "copies", "tokens", "part")
         x_BLD = x_BLD * self.scale if self.scale != 1 else x_BLD
         return self.norm(x_BLD) if hasattr(self, "norm") else x_BLD
 

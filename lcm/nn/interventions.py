@@ -10,7 +10,8 @@ what becomes of the two before they get there, the same for every mixer:
                                         arXiv:2509.19633)
     retain    e^l -> c e^l              forget more, and remember less (Chen et al., 2024,
     insert    w -> c w                  arXiv:2410.07145v1, section 4.1)
-    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3
+    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3; of
+                                        a text in pieces by `lcm.nn.recent`
 
 Of the delta rule w is what it erases, too. A pace (`Context.pace_BL`) scales both as well, 0 being
 a token that is not there. Norms are held in bounds by `lcm.models.initial.normalised`, tokens left
@@ -48,6 +49,10 @@ class Extension:
     def scales(self) -> bool:
         """Whether log-decays or writes are multiplied."""
         return (self.step, self.retain, self.insert) != (1, 1, 1)
+
+    def cuts(self, length: int) -> bool:
+        """Whether the window leaves out any of so many tokens."""
+        return 0 < self.window < length
 
     @property
     def alone(self) -> "Extension":
@@ -153,10 +158,10 @@ def matrix(
     run = lambda k, v, S0: operator(  # noqa: E731
         q_BLGN, k, v, log_decay, erase, S0, reset_BL, chunk=chunk
     )
-    if not own.window or own.window >= q_BLGN.shape[1]:
+    if not own.cuts(q_BLGN.shape[1]):
         return run(k_BLGN, v_BLHP, S0_BHNP)
     faded = jnp.exp(summed(log_decay.astype(jnp.float32), own.window))
-    there_BL = _same_document(reset_BL, own.window)
+    there_BL = same_document(reset_BL, own.window)
     # What is left of a token after r more; two sums that are close, so both are float32.
     old = (delayed(x.astype(jnp.float32), own.window) for x in (k_BLGN, v_BLHP))
     k, v = _written(*old, faded)
@@ -178,8 +183,8 @@ def diagonal(
     if own.scales or context.pace_BL is not None:
         log_a, gain = scaled(own, _log(a), context)
         a, b = jnp.exp(log_a), gain * b
-    if own.window and own.window < a.shape[1]:
-        there = _over(_same_document(reset_BL, own.window), b)
+    if own.cuts(a.shape[1]):
+        there = _over(same_document(reset_BL, own.window), b)
         old = jnp.exp(summed(_log(a), own.window)) * delayed(b, own.window)
         b = b - there * old
     return op_diag(a, b, h0, reset_BL, chunk=chunk)
@@ -218,7 +223,7 @@ def over_window(join: Callable[[Any, Any], Any], tokens: Any, window: int, nothi
     return total
 
 
-def _same_document(reset_BL: Array, by: int) -> Array:
+def same_document(reset_BL: Array, by: int) -> Array:
     """Whether the token `by` before is there, in the same document."""
     document_BL = jnp.cumsum(reset_BL, 1)
     return document_BL == delayed(document_BL, by, fill=-1)

@@ -1,9 +1,11 @@
 """Mamba as a mixer: channels that each keep N numbers, with steps that depend on the input."""
 
-from typing import Any, ClassVar
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lcm.nn import interventions
@@ -38,7 +40,7 @@ class Mamba1(RecurrentMixer):
     as in Jamba (arXiv:2403.19887).
     """
 
-    EXTENDS = frozenset({"step", "spectrum", "insert"})  # decays of channels come in each chunk
+    EXTENDS = interventions.ALL - {"exact"}  # of a step dt b is written, which is of first order
     OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16)}
 
@@ -77,7 +79,7 @@ class Mamba1(RecurrentMixer):
             b_BLN, c_BLN = self.b_norm(b_BLN), self.c_norm(c_BLN)
         dt_BLE = jnp.where(there_BL[..., None], self._steps(x_BLE), 0)  # padding passes no time
         own = spec.extension
-        dt_BLE, _ = interventions.scaled(own, dt_BLE, context)
+        dt_BLE, _ = interventions.scaled(dataclasses.replace(own, retain=1.0), dt_BLE, context)
         y_BLE, h_BEN = selective_scan(
             x_BLE if own.insert == 1 else own.insert * x_BLE,
             dt_BLE,
@@ -87,6 +89,8 @@ class Mamba1(RecurrentMixer):
             before.memory,
             reset_BL,
             spec.recurrence_chunk or CHUNK,
+            there_BL * np.log(own.retain) if own.retain != 1 else None,
+            own.window if own.cuts(u_BLD.shape[1]) else 0,
         )
         y_BLE = (y_BLE + self.D[...] * x_BLE).astype(u_BLD.dtype)
         out_BLD = dense(y_BLE * jax.nn.silu(dense(u_BLD, self.z[...])), self.out[...])
@@ -131,8 +135,13 @@ def selective_scan(
     h0_BEN: Array,
     reset_BL: Array,
     chunk: int,
+    log_keep_BL: Array | None = None,
+    window: int = 0,
 ) -> tuple[Array, Array]:
     """`y_t = h_t c_t` float32 `[B, L, E]` of the recurrence of `Mamba1`, and the last state.
+
+    log_keep_BL: what is added to the log-decays of all, if there is such.
+    window: how many tokens alone are read, 0 for all.
 
     What has the size `[B, L, E, N]` is there for one chunk at a time, backward too, which keeps a
     state for each chunk.
@@ -141,17 +150,54 @@ def selective_scan(
     chunk = min(chunk, length)
     # A mask of [C, E, N] from the resets alone would be taken out of the loops, of all tokens.
     since_BLE = jnp.where(reset_BL[..., None], FAR, dt_BLE)
-    given = since_BLE, dt_BLE * x_BLE, b_BLN, c_BLN
-    moving = tuple(chunked(each.astype(jnp.float32), chunk) for each in given)
-    A_MEN = jnp.broadcast_to(A_EN, (len(moving[0]), *A_EN.shape))
+    written = Written(dt_BLE * x_BLE, b_BLN)
+    given = Decay(since_BLE, log_keep_BL), written, None, c_BLN
+    if window:
+        same_BL = interventions.same_document(reset_BL, window)
+        gone = jax.tree.map(lambda x: interventions.delayed(x, window), written)
+        gone = gone._replace(x=gone.x * same_BL[..., None])
+        passed = jax.tree.map(
+            lambda x: interventions.summed(x.astype(jnp.float32), window),
+            Decay(dt_BLE, log_keep_BL),
+        )
+        given = *given[:2], (passed, gone), c_BLN
+    moving = jax.tree.map(lambda each: chunked(each.astype(jnp.float32), chunk), given)
+    chunks = -(-length // chunk)
+    A_MEN = jnp.broadcast_to(A_EN, (chunks, *A_EN.shape))
     h_BEN, y = scan(_chunk, h0_BEN, None, (*moving, A_MEN))
     return joined(y, length), h_BEN
 
 
-def _chunk(h_BEN: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
-    since_BCE, written_BCE, b_BCN, c_BCN, A_EN = moving
-    a_BCEN = jnp.exp(since_BCE[..., None] * A_EN)
-    h_BCEN, last_BEN = op_diag(a_BCEN, written_BCE[..., None] * b_BCN[:, :, None], h_BEN)
+class Decay(NamedTuple):
+    """Log-decays `time A + log_keep`, of which the second need not be there."""
+
+    time_BCE: Array
+    log_keep_BC: Array | None
+
+    def of(self, A_EN: Array) -> Array:
+        log_BCEN = self.time_BCE[..., None] * A_EN
+        if self.log_keep_BC is not None:
+            log_BCEN += self.log_keep_BC[..., None, None]
+        return jnp.exp(log_BCEN)
+
+
+class Written(NamedTuple):
+    """What tokens write: x, which is `[B, C, E]`, times b `[B, C, N]`."""
+
+    x: Array
+    b: Array
+
+    def whole(self) -> Array:
+        return self.x[..., None] * self.b[:, :, None]
+
+
+def _chunk(h_BEN: Array, _: None, moving: tuple) -> tuple[Array, Array]:
+    decay, written, gone, c_BCN, A_EN = moving
+    w_BCEN = written.whole()
+    if gone is not None:  # tokens behind the window
+        passed, old = gone
+        w_BCEN -= old.whole() * passed.of(A_EN)
+    h_BCEN, last_BEN = op_diag(decay.of(A_EN), w_BCEN, h_BEN)
     return last_BEN, jnp.einsum("bcen,bcn->bce", h_BCEN, c_BCN)
 
 

@@ -51,7 +51,7 @@ class Mamba3(RecurrentMixer):
     OPTIONS: ClassVar[dict[str, Any]] = {"turned": 0.5, "normed": False, "rank": 1}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"turned": (0.0, 1.0), "rank": (1, 64)}
     PACED = True
-    EXTENDS = interventions.LINEAR - {"window"}  # of a token's two writes one comes with the next
+    EXTENDS = interventions.LINEAR
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         rank = spec.option("rank")
@@ -116,16 +116,15 @@ class Mamba3(RecurrentMixer):
         written_BLH = own_BLH * dt_BLH
         share = jnp.pad(written_BLH[:, :-1], ((0, 0), (1, 0), (0, 0))) + (1 - own_BLH) * dt_BLH
         weight = (jnp.exp(log_decay) * share)[:, :, None, :, None]
+        v_before = (self._each(x_before) * weight).astype(x_BLHP.dtype)
         found, S_BHNP = _recurrence(
-            q,
-            k_before,
-            (self._each(x_before) * weight).astype(x_BLHP.dtype),
-            log_decay,
-            before.memory["S"],
-            reset_BL,
-            spec.recurrence_chunk,
+            q, k_before, v_before, log_decay, before.memory["S"], reset_BL, spec.recurrence_chunk
         )
         x = self._each(x_BLHP)
+        if spec.extension.cuts(length):
+            found -= self._behind(
+                q, k_before, v_before, k, x * written_BLH[:, :, None, :, None], log_decay, reset_BL
+            )
         skip = self.D[...] * jnp.eye(x.shape[2])[..., None]
         y = found + _read(_scores(q, k) * written_BLH[:, :, None, None] + skip, x)
         y = y.astype(x_BLHP.dtype)
@@ -139,6 +138,37 @@ class Mamba3(RecurrentMixer):
         memory = {"S": S_BHNP, "angle": jnp.angle(turns[:, -1])}
         after = RecurrentState(memory, (k_tail, x_tail), before.segment_B)
         return out_BLD, None if state is None else after
+
+    def _behind(
+        self,
+        q: Array,
+        k_before: Array,
+        v_before: Array,
+        k: Array,
+        v: Array,
+        log_decay: Array,
+        reset_BL: Array,
+    ) -> Array:
+        """What queries find that has been written before the window, `[B, L, R, H, P]`.
+
+        That is what the token `window` before had found, and its own write. The half of it that the
+        next token has written stays: it is a write of that token.
+        """
+        by, same = self.spec.extension.window, interventions.same_document
+        left_BLH = jnp.exp(interventions.summed(log_decay, by)) * same(reset_BL, by)[..., None]
+        old = lambda x: interventions.delayed(x.astype(jnp.float32), by)  # noqa: E731
+        left = left_BLH[:, :, None, :, None]
+        nothing = jnp.zeros((len(q), self.spec.heads, self.spec.state, v.shape[-1]))
+        found, _ = _recurrence(
+            q,
+            old(k_before),
+            old(v_before) * left,
+            log_decay,
+            nothing,
+            reset_BL,
+            self.spec.recurrence_chunk,
+        )
+        return found + _read(_scores(q, old(k)), old(v) * left)
 
     def _by_head(self, name: str, u_BLD: Hidden) -> Array:
         """b or c, normalised and with the biases of heads, `[B, L, R, H, N]`."""

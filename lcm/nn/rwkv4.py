@@ -98,7 +98,7 @@ class RWKV4(RecurrentMixer):
         f_BLE, gain = interventions.scaled(own, f_BLE, context)
         i_BLE = jnp.where(there_BL1, k_BLE, -jnp.inf) + jnp.log(gain)
         first = _begun(memory)
-        if own.window and own.window < k_BLE.shape[1]:
+        if own.cuts(k_BLE.shape[1]):
             after = _windowed(i_BLE, f_BLE, v_BLE, reset_BL, own.window)
         else:
             after = _summed(i_BLE, f_BLE, v_BLE, first, reset_BL, self.spec.recurrence_chunk)

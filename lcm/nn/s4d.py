@@ -31,7 +31,7 @@ class S4D(Output):
     0.5 reads rows of twice the rate.
     """
 
-    EXTENDS = frozenset({"step", "spectrum"})  # of a step its exact integral is written
+    EXTENDS = interventions.ALL - {"exact"}  # of a step its integral is written, which is exact
     OPTIONS: ClassVar[dict[str, Any]] = {"step": 1.0}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"step": (1e-6, 1e6)}
 
@@ -66,21 +66,31 @@ class S4D(Output):
         # Masks of [C, D, M] from the context alone would be taken out of the loops, of all tokens:
         # what they are made of goes in with x.
         seen = [mask[..., None] for mask in (reset_BL, there_BL)]
-        x_NBCF = chunked(jnp.concatenate([x_BLD.astype(jnp.float32), *seen], -1), chunk)
+        wide_BLD = x_BLD.astype(jnp.float32)
+        x_NBCF = chunked(jnp.concatenate([wide_BLD, *seen], -1), chunk)
         own = [jnp.broadcast_to(part, (len(x_NBCF), *part.shape)) for part in self.system()]
+        old_NBCD = None
+        if spec.extension.cuts(length):
+            same_BL = interventions.same_document(reset_BL, spec.extension.window)
+            old_BLD = interventions.delayed(wide_BLD, spec.extension.window)
+            old_NBCD = chunked(old_BLD * same_BL[..., None], chunk)
         h_BDM = before.memory["re"] + 1j * before.memory["im"]
-        h_BDM, y_NBCD = scan(_chunk, h_BDM, None, (x_NBCF, *own))
+        h_BDM, y_NBCD = scan(_chunk, h_BDM, None, (x_NBCF, old_NBCD, *own))
         y_BLD = joined(y_NBCD, length) + self.D[...] * x_BLD
         after = RecurrentState({"re": h_BDM.real, "im": h_BDM.imag}, (), before.segment_B)
         return self.finish(y_BLD.astype(x_BLD.dtype)), None if state is None else after
 
-    def system(self) -> tuple[Array, Array, Array]:
-        """What a state keeps, what is written of a token, and C, all complex64 `[D, M]`."""
+    def system(self) -> tuple[Array, Array, Array, Array]:
+        """What a state keeps of itself and, after a window, of a token, what is written of a token,
+        and C, all complex64 `[D, M]`."""
         own = self.spec.extension
         rate = jax.lax.complex(-interventions.rate(own, self.A_log[...]), self.A_im[...])
         dt_D = jnp.exp(self.dt_log[...]) * (self.spec.option("step") * own.step)
-        a_DM, less_DM = held(rate * dt_D[:, None])
-        return a_DM, less_DM / rate, jax.lax.complex(self.C[..., 0], self.C[..., 1])
+        exponent = rate * dt_D[:, None]
+        a_DM, less_DM = held(exponent)
+        left_DM = jnp.exp(own.window * (exponent + np.log(own.retain)))
+        C_DM = jax.lax.complex(self.C[..., 0], self.C[..., 1])
+        return own.retain * a_DM, left_DM, own.insert * less_DM / rate, C_DM
 
     @staticmethod
     def init_state(
@@ -98,10 +108,12 @@ class S4D(Output):
 
 def _chunk(h_BDM: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
     """The states of one chunk, of which only the last stays, and what is read of them."""
-    x_BCF, a_DM, b_DM, c_DM = moving
+    x_BCF, old_BCD, a_DM, left_DM, b_DM, c_DM = moving
     x_BCD, reset_BC, there_BC = x_BCF[..., :-2], x_BCF[..., -2] > 0, x_BCF[..., -1] > 0
     there = there_BC[..., None, None]
     a_BCDM = jnp.where(there, a_DM, 1)  # padding keeps h and writes nothing
     written_BCDM = jnp.where(there, x_BCD[..., None] * b_DM, 0)
+    if old_BCD is not None:
+        written_BCDM -= old_BCD[..., None] * (left_DM * b_DM)
     h_BCDM, last_BDM = op_diag(a_BCDM, written_BCDM, h_BDM, reset_BC)
     return last_BDM, 2 * jnp.einsum("bcdm,dm->bcd", h_BCDM, c_DM).real

@@ -9,8 +9,19 @@ from lcm.types import Hidden
 
 CONTEXT = "context"  # the axis of a mesh that sequences are cut over
 # Logical axes of activations and matrices, and the axes of a mesh they lie on, as `lcm.parallel`
-# names them.
-RULES = {"rows": ("data", "fsdp"), "tokens": (CONTEXT,), "width": (), "heads": ("tensor",)}
+# names them. `share` is the width of a matrix whose rows are looked up, on the axes that it is cut
+# over as a parameter; `copies` are the rows of a batch, and `all` its tokens, as these leave them.
+# On the way from there to rows and tokens the width lies in a `part`.
+RULES = {
+    "rows": ("data", "fsdp"),
+    "tokens": (CONTEXT,),
+    "width": (),
+    "heads": ("tensor",),
+    "copies": ("data",),
+    "all": (),
+    "share": ("fsdp", CONTEXT),
+    "part": ("fsdp",),
+}
 
 
 def axes_in_use() -> dict[str, int]:

@@ -17,6 +17,7 @@ from lcm.errors import UserError
 SHAPES = {
     "mamba-2": ["model.pattern=mamba2", "model.mlp=none", "model.depth=1"],
     "several arrays": ["model.depth=2", "model.pattern=mamba1,slstm", "model.mlp=none"],
+    "window": ["model.pattern=gla", "model.depth=2", "model.extension=window=6"],
     "griffin": [
         "model.depth=2",
         "model.pattern=rglru,local",

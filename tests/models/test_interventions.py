@@ -1,5 +1,6 @@
 """What is done to a recurrence from outside: against layers written out token by token."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -228,6 +229,59 @@ def test_spectrum_is_of_the_rates_that_are_trained(tiny):
         np.testing.assert_allclose(got, want, atol=1e-6, err_msg=mixer)
 
 
+def read(own, params, noise, context, places, state):
+    """Outputs and state of the tokens at some places, from a state."""
+    at = slice(*places)
+    part = jax.tree.map(lambda each: each[:, at], context)
+    return own.apply(params, noise[:, at], part, state, {})
+
+
+def emptied(state):
+    """The state without what it remembers, with tails of convolutions and angles of Mamba-3."""
+    memory = jax.tree.map(jnp.zeros_like, state.memory)
+    if isinstance(memory, dict) and "angle" in memory:
+        memory["angle"] = state.memory["angle"]
+    return dataclasses.replace(state, memory=memory)
+
+
+@pytest.mark.quick("mamba1", "mamba3 rank 2")
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba3", "mamba3 rank 2", "s4d"])
+def test_a_window_is_the_difference_of_two_states(tiny, mixer):
+    """What tokens before the window have left in the state is nothing to those in it."""
+    name, *rank = mixer.split(" ", 1)
+    keys = (f"model.pattern={name}", *["model.options=rank=2" for _ in rank])
+    spec, own, params, noise, context = layer(tiny, *keys, "model.extension=retain=0.9")
+    window = 5
+    _, cut, *_ = layer(tiny, *keys, f"model.extension=retain=0.9,window={window}")
+    got, _ = cut.apply(params, noise, context, None, {})
+    start = MIXERS[spec.mixer].init_state(spec, 2)
+    for first, end in ((0, 3), (3, 8), (CUT, CUT + 2), (CUT + 3, CUT + 8), (END - 5, END)):
+        state = start
+        if first:
+            _, state = read(own, params, noise, context, (0, first), start)
+        y, _ = read(own, params, noise, context, (first, end), emptied(state))
+        np.testing.assert_allclose(got[:, end - 1], y[:, -1], atol=2e-5, err_msg=f"{first} {end}")
+
+
+@pytest.mark.parametrize("mixer", ["mamba1", "s4d"])
+def test_what_is_retained_and_inserted_is_of_the_state(tiny, mixer):
+    """`S' = a S + w` becomes `c a S + i w`: found from one token after two states."""
+    keys = (f"model.pattern={mixer}",)
+    spec, own, params, noise, context = layer(tiny, *keys)
+    _, other, *_ = layer(tiny, *keys, "model.extension=retain=0.9,insert=0.7")
+    start = MIXERS[spec.mixer].init_state(spec, 2)
+    _, begun = read(own, params, noise, context, (0, 4), start)
+
+    def memory(own, state):
+        _, state = read(own, params, noise, context, (4, 5), state)
+        return jax.tree.leaves(state.memory)
+
+    after = memory(other, begun), memory(own, emptied(begun)), memory(own, begun)
+    for got, new, whole in zip(*after, strict=True):
+        np.testing.assert_allclose(got, 0.9 * (whole - new) + 0.7 * new, atol=1e-6)
+        assert abs(np.asarray(whole - new)).max() > 1e-3
+
+
 def test_what_the_mlstm_inserts_is_its_input_gate(tiny):
     keys = "model.pattern=mlstm", "model.options=cap=0"
     _, own, params, noise, context = layer(tiny, *keys)
@@ -312,6 +366,22 @@ def test_what_cannot_be_is_refused(tiny, keys, message):
         models.spec(tiny(*keys))
 
 
-def test_a_window_has_no_state_to_go_on_from(tiny):
-    with pytest.raises(ConfigError, match="read texts in one piece"):
-        models.init_state(tiny("model.pattern=gla", "model.extension=window=4"), 1, 8)
+def test_a_window_keeps_the_tokens_it_still_sees(tiny):
+    """Those of the window and what a convolution reads before it; the pace of each, too."""
+    cfg = tiny("model.depth=1", "model.pattern=mamba2", "model.extension=window=4")
+    params, row = models.init(cfg, jax.random.key(0)), jnp.arange(2 * LENGTH).reshape(2, LENGTH)
+    pace = jnp.linspace(0.2, 1.8, LENGTH)
+    at = models.default_context((2, LENGTH))
+    at = at._replace(pace_BL=jnp.broadcast_to(pace, (2, LENGTH)))
+    want, _ = models.apply(cfg, params, row, at)
+    state = models.init_state(cfg, 2, LENGTH)
+    (tail,) = state.layers[0].tails
+    assert tail.shape == (1, 2, 4 + 3, cfg.model.width + 2)
+    got = []
+    for piece in (slice(0, 2), slice(2, 13), slice(13, LENGTH)):
+        here = jax.tree.map(lambda x, piece=piece: x[:, piece], at)
+        logits, state = models.apply(cfg, params, row[:, piece], here, state)
+        got.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-5)
+    plain, _ = models.apply(cfg, params, row)
+    assert abs(plain - want).max() > 1e-3

@@ -75,6 +75,12 @@ VARIANTS = {
     "rwkv-4": ["model.pattern=rwkv4,rwkv4_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
+    "windows": [
+        "model.depth=5",
+        "model.pattern=mamba2,rglru,mamba3,mlstm,rwkv4",
+        "model.mlp=none",
+        "model.extension=window=5,retain=0.9",
+    ],
     "zamba-2": [
         "model.depth=4",
         "model.pattern=shared,mamba2",
@@ -100,19 +106,10 @@ VARIANTS = {
 CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v != "plain"]
 
 # One of each kind of state.
-VECTORS = (
-    "rwkv-4",
-    "rwkv-6",
-    "rwkv-7",
-    "mamba-3",
-    "lstm",
-    "mamba-1",
-    "griffin",
-    "s4d",
-    "s5",
-    "slstm",
-)
-SHAPES = [("rope", v) for v in ("plain", "mamba-2", "mamba-3, many", "zamba-2", *VECTORS, *MATRIX)]
+VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
+VECTORS += ("rwkv-4",)
+ALIKE = "plain", "mamba-2", "mamba-3, many", "windows", "zamba-2"
+SHAPES = [("rope", v) for v in (*ALIKE, *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
 # gradients say it once more, and take longest to compile.
 ALONE = [v for v in VARIANTS if VARIANTS[v] and VARIANTS[v][0].startswith("model.pattern=")]
@@ -211,6 +208,7 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     "rope-gated_deltanet-chunks",
     "rope-griffin-chunks",
     "rope-rwkv-7-chunks",
+    "rope-windows-steps",
 )
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
 def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
@@ -230,7 +228,7 @@ def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):
 
 
 @pytest.mark.quick(
-    "rope-plain", "rope-mamba-2", "rope-griffin", "rope-rwkv-7", "rope-gated_deltanet"
+    "rope-plain", "rope-mamba-2", "rope-griffin", "rope-windows", "rope-gated_deltanet"
 )
 @pytest.mark.parametrize("model", SHAPES, indirect=True, ids="-".join)
 def test_padding_of_a_call_leaves_the_state_alone(model):

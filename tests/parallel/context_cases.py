@@ -77,6 +77,12 @@ MODELS = {
         for name in nn.MIXERS
         if name not in ("attention", "shared_attention", "mamba2", "rglru")
     },
+    "windows of recurrences": [
+        "model.pattern=('mamba1', 's4d', 'mamba3', 'gla')",
+        "model.depth=4",
+        "model.extension=window=20,retain=0.9",
+        *on(context=4, fsdp=2),
+    ],
     "all but context": [HYBRID, *on(data=2, fsdp=2, tensor=2)],
 }
 

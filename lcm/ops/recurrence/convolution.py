@@ -21,19 +21,13 @@ def short_conv(
     tail, `[B, W - 1, C]`, comes right before its first token.
     """
     width, length = len(w_WC), x_BLC.shape[1]
-    first_B = jnp.argmax(there_BL, 1)
-    # The tail is of document 0, and so are the first tokens unless one of them is a reset.
-    document_BL = jnp.where(there_BL, jnp.cumsum(reset_BL, 1), -1)
-    padded = jnp.pad(document_BL, ((0, 0), (width - 1, 0)), constant_values=-1)
-    document = _put(padded, jnp.zeros(tail_BWC.shape[:2], padded.dtype), first_B)
-    x = _put(jnp.pad(x_BLC, ((0, 0), (width - 1, 0), (0, 0))), tail_BWC, first_B)
-
+    document_BL, x, document = with_tail(x_BLC, tail_BWC, reset_BL, there_BL)
     y_BLC = bias_C.astype(x.dtype) + x_BLC * w_WC[-1].astype(x.dtype)
     for j in range(width - 1):
         seen_BL = document[:, j : j + length] == document_BL
         tap_BLC = x[:, j : j + length] * w_WC[j].astype(x.dtype)
         y_BLC += jnp.where(seen_BL[..., None], tap_BLC, 0)
-    return y_BLC, _last(x, document, width - 1).astype(tail_BWC.dtype)
+    return y_BLC, last(x, document, width - 1).astype(tail_BWC.dtype)
 
 
 def tail(x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array) -> Array:
@@ -42,16 +36,31 @@ def tail(x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array) -> Arr
     return short_conv(x_BLC, no_taps, no_taps[0], tail_BWC, reset_BL, there_BL)[1]
 
 
-def _put(x: Array, tail: Array, first_B: Array) -> Array:
-    """`x` with `tail` from place `first` of its row on."""
+def with_tail(
+    x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array
+) -> tuple[Array, Array, Array]:
+    """The document of each token, `[B, L]`, and x and documents of tail and tokens, `[B, W + L]`.
 
-    def one(x: Array, tail: Array, first: Array) -> Array:
+    The tail is of document 0, and so are the first tokens unless one of them is a reset; padding
+    is of -1.
+    """
+    document_BL = jnp.where(there_BL, jnp.cumsum(reset_BL, 1), -1)
+    whole = preceded(document_BL, jnp.zeros(tail_BWC.shape[:2], jnp.int32), there_BL, -1)
+    return document_BL, preceded(x_BLC, tail_BWC, there_BL), whole
+
+
+def preceded(x_BL: Array, tail_BW: Array, there_BL: Array, fill: int = 0) -> Array:
+    """`[B, W + L, ...]`: x behind W places, with the tail right before its first token."""
+    widths = [(0, 0), (tail_BW.shape[1], 0), *[(0, 0)] * (x_BL.ndim - 2)]
+    padded = jnp.pad(x_BL, widths, constant_values=fill)
+
+    def put(x: Array, tail: Array, first: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(x, tail.astype(x.dtype), first, 0)
 
-    return jax.vmap(one)(x, tail, first_B)
+    return jax.vmap(put)(padded, tail_BW, jnp.argmax(there_BL, 1))
 
 
-def _last(x: Array, document: Array, count: int) -> Array:
+def last(x: Array, document: Array, count: int) -> Array:
     """The last `count` tokens of each row that are no padding, zeros where they are of another
     document than the last of them."""
     number = jnp.cumsum(document >= 0, 1)
