@@ -69,9 +69,11 @@ def test_keys_may_be_of_any_size(tiny, size, window):
     np.testing.assert_allclose(got[:, :END], want[:, :END], atol=2e-5 * scale)
 
 
-def test_gradients_are_those_of_the_twin(tiny):
+@pytest.mark.parametrize("window", [LENGTH, 3])
+def test_gradients_are_those_of_the_twin(tiny, window):
     """Of each parameter and of the input, along a random direction, by differences in float64."""
-    _, apply, params, u_BLD, context = layer(tiny, "model.recurrence_chunk=4")
+    keys = f"model.extension=window={window}", "model.recurrence_chunk=4"
+    _, apply, params, u_BLD, context = layer(tiny, *keys)
     draw = np.random.default_rng(1)
     weight_BLD = draw.standard_normal(u_BLD.shape)
     weight_BLD[:, END:] = 0
@@ -88,7 +90,7 @@ def test_gradients_are_those_of_the_twin(tiny):
 
         def moved(sign, name=name, step=step):
             p = {**named, name: named[name] + sign * step}
-            return (twins(p, p["input"]) * weight_BLD).sum()
+            return (twins(p, p["input"], window) * weight_BLD).sum()
 
         want = (moved(1) - moved(-1)) / 2
         size = np.linalg.norm(found[name]) * np.linalg.norm(step)
