@@ -83,6 +83,11 @@ MODELS = {
         "model.extension=window=20,retain=0.9",
         *on(context=4, fsdp=2),
     ],
+    "window of rwkv4": [
+        "model.pattern=('rwkv4',)",
+        "model.extension=window=20,retain=0.9",
+        *on(context=4, fsdp=2),
+    ],
     "all but context": [HYBRID, *on(data=2, fsdp=2, tensor=2)],
 }
 
