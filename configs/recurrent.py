@@ -16,8 +16,9 @@
     mamba3     Mamba-3 (2026, arXiv:2603.15569), with an MLP behind it, as its authors have it
     mamba3_mimo
                the same with two inputs and outputs for each head
-    rwkv6, rwkv7
-               RWKV's time mixing and channel mixing by turns (arXiv:2404.05892, 2503.14456)
+    rwkv4, rwkv6, rwkv7
+               RWKV's time mixing and channel mixing by turns (arXiv:2305.13048, 2404.05892,
+               2503.14456)
     zamba2     Mamba-2, and in front of every third layer a use of one of two blocks of attention
                and MLP by turns, that read the embeddings, too (Glorioso et al., 2024,
                arXiv:2411.15242)
@@ -156,7 +157,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
             f"model.heads={128 // HEAD}",
             f"model.hidden={hidden}",
         )
-        for name, hidden in (("rwkv6", 224), ("rwkv7", 448))
+        for name, hidden in (("rwkv4", 512), ("rwkv6", 224), ("rwkv7", 448))
     },
     "kda": (*MATRIX, "model.pattern=kda", "model.hidden=64"),
     "delta_hybrid": (

@@ -23,7 +23,7 @@ SHIPPED += [("task.py", "", "tiny"), ("task.py", "addition", "addition,train=1-4
 PATTERNS = "irope", "rnope_swa", "smollm3"
 SHIPPED += [("interleaved.py", name, f"{name},tiny") for name in PATTERNS]
 MATRIX = "mamba2", "retnet", "gla", "gated_deltanet", "kda", "mlstm", "delta_hybrid"
-MATRIX += "mamba3", "rwkv6", "rwkv7", "zamba2", "mamba3_mimo"
+MATRIX += "mamba3", "rwkv4", "rwkv6", "rwkv7", "zamba2", "mamba3_mimo"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in MATRIX]
 SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b", "samba_1p3b"
 SHIPPED += [(f"{name}.py", "", "tiny") for name in SHAPES]

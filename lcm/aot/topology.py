@@ -43,8 +43,8 @@ def wrapped(topology: str) -> tuple[bool, bool, bool]:
     """Which axes of a slice are rings, its last chip being a neighbour of the first.
 
     On three axes (v4, v5p, tpu7x) cubes of 4 x 4 x 4 are joined by switches, so a slice of whole
-    cubes is a ring along each, and a smaller one along none; on two (v5e, v6e) the 16 chips of a
-    pod's side are one (cloud.google.com/tpu/docs, system architecture, read 2026-11).
+    cubes is a ring along each, and a smaller one along none (docs.cloud.google.com/tpu/docs/v5p);
+    on two (v5e, v6e) the pod of 16 x 16 chips is a torus (docs.cloud.google.com/tpu/docs/v5e).
 
     libtpu assumes none if it is not told, and a gather over a line of chips is an all-reduce of
     arrays that are zero elsewhere, of twice the traffic.

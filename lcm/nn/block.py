@@ -21,7 +21,8 @@ from lcm.nn.mlstm import MLSTM
 from lcm.nn.norm import NORMS
 from lcm.nn.retention import LinearAttention, RetNet
 from lcm.nn.rglru import RGLRU
-from lcm.nn.rwkv import RWKV6Channels, RWKV7Channels
+from lcm.nn.rwkv import RWKV4Channels, RWKV6Channels, RWKV7Channels
+from lcm.nn.rwkv4 import RWKV4
 from lcm.nn.rwkv6 import RWKV6
 from lcm.nn.rwkv7 import RWKV7
 from lcm.nn.s4d import S4D
@@ -54,6 +55,8 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "gated_deltanet": GatedDeltaNet,
     "kda": KDA,
     "mlstm": MLSTM,
+    "rwkv4": RWKV4,
+    "rwkv4_channels": RWKV4Channels,
     "rwkv6": RWKV6,
     "rwkv6_channels": RWKV6Channels,
     "rwkv7": RWKV7,

@@ -10,7 +10,8 @@ what becomes of the two before they get there, the same for every mixer:
                                         arXiv:2509.19633)
     retain    e^l -> c e^l              forget more, and remember less (Chen et al., 2024,
     insert    w -> c w                  arXiv:2410.07145v1, section 4.1)
-    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3
+    window    the last r tokens alone   S_t - (prod of e^l over r tokens) S_(t-r), section 4.3; of
+                                        a text in pieces by `lcm.nn.recent`
 
 Of the delta rule w is what it erases, too. A pace (`Context.pace_BL`) scales both as well, 0 being
 a token that is not there. Norms are held in bounds by `lcm.models.initial.normalised`, tokens left
@@ -196,13 +197,29 @@ def delayed(x_BL: Array, by: int, fill: float = 0) -> Array:
 
 
 def summed(x_BL: Array, window: int) -> Array:
-    """Sums of the last `window` tokens, by doubling: no large ones that cancel."""
-    total, done = jnp.zeros_like(x_BL), 0
-    span, size = x_BL, 1
+    """Sums of the last `window` tokens: no large ones that cancel."""
+    return over_window(jnp.add, x_BL, window, 0.0)
+
+
+def over_window(join: Callable[[Any, Any], Any], tokens: Any, window: int, nothing: Any) -> Any:
+    """What `join(older, newer)`, which is associative, makes of the last `window` tokens.
+
+    By doubling: of 2 n tokens from those of n tokens and of the n before them.
+
+    tokens: a tree of arrays `[B, L, ...]`.
+    nothing: of the same structure, numbers that stand before the first token.
+    """
+
+    def before(x: Any, by: int) -> Any:
+        return jax.tree.map(lambda leaf, fill: delayed(leaf, by, fill), x, nothing)
+
+    total, done = None, 0
+    span, size = tokens, 1
     while size <= window:
         if window & size:
-            total, done = total + delayed(span, done), done + size
-        span, size = span + delayed(span, size), 2 * size
+            total = span if total is None else join(before(span, done), total)
+            done += size
+        span, size = join(before(span, size), span), 2 * size
     return total
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from lcm.nn import interventions
 from lcm.nn.dense import dense
 from lcm.nn.linear import LinearMixer, Projected
+from lcm.nn.maxima import log_maxima
 from lcm.nn.norm import CentredNorm
 from lcm.nn.retention import counted
 from lcm.nn.spec import LayerSpec
@@ -51,7 +52,7 @@ class MLSTM(LinearMixer):
         # Gates are scaled before the maxima, which are of what is written and kept.
         f_BLH, gain = interventions.scaled(self.spec.extension, f_BLH, given.context)
         i_BLH += jnp.log(gain)
-        m_BLH, before_BLH = log_maxima(i_BLH, f_BLH, memory["m"], reset_BL)
+        m_BLH, before_BLH = log_maxima(i_BLH, f_BLH, memory["m"], reset_BL, LEAST_M)
         decay_BLH = jnp.where(reset_BL[..., None], 0, f_BLH + before_BLH - m_BLH)
         # Of the values, which heads do not share, and as 0 of padding.
         write_BLH1 = jnp.exp(i_BLH - m_BLH)[..., None]
@@ -82,17 +83,3 @@ class MLSTM(LinearMixer):
     @staticmethod
     def flops(spec: LayerSpec, length: int) -> float:
         return LinearMixer.flops(spec, length) + 4 * spec.width * spec.heads
-
-
-def log_maxima(i_BLH: Array, f_BLH: Array, m0_BH: Array, reset_BL: Array) -> tuple[Array, Array]:
-    """`m_t = max(f_t + m_{t-1}, i_t)` and `m_{t-1}`, at least -80; `i_t` where documents begin."""
-    f_BLH = jnp.where(reset_BL[..., None], -jnp.inf, f_BLH)
-
-    def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-        (f1, i1), (f2, i2) = first, second
-        return f1 + f2, jnp.maximum(i1 + f2, i2)
-
-    f, i = jax.lax.associative_scan(after, (f_BLH, i_BLH), axis=1)
-    m_BLH = jnp.maximum(jnp.maximum(f + m0_BH[:, None], i), LEAST_M)
-    m_BLH = jax.lax.stop_gradient(m_BLH)  # y does not depend on it
-    return m_BLH, jnp.concatenate([m0_BH[:, None], m_BLH[:, :-1]], 1)

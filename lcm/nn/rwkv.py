@@ -1,4 +1,4 @@
-"""What RWKV-6 and RWKV-7 share: a token mixed with the one before it, and channel mixing."""
+"""What all RWKV share: a token mixed with the one before it, and channel mixing."""
 
 from typing import ClassVar, NamedTuple
 
@@ -96,21 +96,12 @@ class _ChannelMix(RecurrentMixer):
         return 2 * spec.width * (2 * _hidden(spec) + spec.width * (len(cls.NAMES) - 1))
 
 
-class RWKV7Channels(_ChannelMix):
-    """The channel mixing of RWKV-7 (Peng et al., arXiv:2503.14456), to stand behind its mixer in
+class RWKV4Channels(_ChannelMix):
+    """The channel mixing of RWKV-4 (Peng et al., arXiv:2305.13048), to stand behind its mixer in
     `model.pattern`, with `model.mlp=none`.
 
-        x_k = x + (x_{t-1} - x) mix_k               out = relu(x_k W_k)^2 W_out
-    """
-
-    NAMES = ("k",)
-    POWER = 4
-
-
-class RWKV6Channels(_ChannelMix):
-    """The channel mixing of RWKV-6 (Peng et al., arXiv:2404.05892), to stand behind its mixer.
-
-    x_s = x + (x_{t-1} - x) mix_s,  s in k, r       out = sigmoid(x_r W_r) (relu(x_k W_k)^2 W_out)
+        x_s = x + (x_{t-1} - x) mix_s,  s in k, r
+        out = sigmoid(x_r W_r) (relu(x_k W_k)^2 W_out)
     """
 
     NAMES = ("k", "r")
@@ -123,6 +114,20 @@ class RWKV6Channels(_ChannelMix):
     def channels(self, u_BLD: Hidden, dx_BLD: Hidden) -> Hidden:
         r_BLD = dense(mixed(u_BLD, dx_BLD, self.mix_r[...]), self.r[...])
         return jax.nn.sigmoid(r_BLD) * super().channels(u_BLD, dx_BLD)
+
+
+class RWKV6Channels(RWKV4Channels):
+    """That of RWKV-6 (Peng et al., arXiv:2404.05892), which is that of RWKV-4."""
+
+
+class RWKV7Channels(_ChannelMix):
+    """The channel mixing of RWKV-7 (Peng et al., arXiv:2503.14456), to stand behind its mixer.
+
+    x_k = x + (x_{t-1} - x) mix_k               out = relu(x_k W_k)^2 W_out
+    """
+
+    NAMES = ("k",)
+    POWER = 4
 
 
 def _hidden(spec: LayerSpec) -> int:

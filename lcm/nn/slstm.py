@@ -10,13 +10,12 @@ from flax import nnx
 
 from lcm.nn import interventions
 from lcm.nn.dense import dense, matrix
+from lcm.nn.maxima import NEVER
 from lcm.nn.norm import CentredNorm
 from lcm.nn.recurrent import RecurrentMixer, RecurrentState, conv_uniform, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import short_conv
 from lcm.types import Array, Context, Hidden
-
-NEVER = -1e30  # the running maximum before the first token
 
 
 class SLSTM(RecurrentMixer):

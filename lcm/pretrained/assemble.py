@@ -86,7 +86,7 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
 
 def _trained_length(hf: dict[str, Any]) -> int:
     """The context a model was trained to read, by the names that families have for it."""
-    names = ("max_position_embeddings", "max_seq_len", "seq_length")
+    names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
     found = [hf[name] for name in names if hf.get(name)]
     if not found:
         raise ConfigError(f"the config has none of {', '.join(names)}: add the trained context")

@@ -113,6 +113,18 @@ def rglru_twin(own, spec, p, u):
     return (h * gelu) @ p["out"]
 
 
+def rwkv4_twin(own, spec, p, u):
+    dx = np.concatenate([np.zeros((1, u.shape[1])), u[:-1]]) - u
+    r, k, v = ((u + dx * p[f"mix_{name}"]) @ p[name] for name in "rkv")
+    decay, gain = changed(own, -np.exp(own.spectrum * p["A_log"]))
+    writes = (gain * np.exp(k))[..., None] * np.stack([v, np.ones_like(v)], -1)
+    decays = np.broadcast_to(decay[:, None], writes.shape)
+    S = state_at(decays, writes, own.window)
+    num, den = np.moveaxis(np.concatenate([np.zeros_like(S[:1]), S[:-1]]), -1, 0)
+    weight = np.exp(p["bonus"] + k)  # of the token itself, whatever is done to others
+    return (sigmoid(r) * (num + weight * v) / (den + weight)) @ p["out"]
+
+
 def rwkv6_twin(own, spec, p, u):
     dx = np.concatenate([np.zeros((1, u.shape[1])), u[:-1]]) - u
     low = np.tanh((u + dx * p["mix_x"]) @ p["mix_down"]).reshape(len(u), 5, 32)
@@ -167,6 +179,12 @@ def test_rg_lru_is_its_twin(tiny, extension):
 
 
 @pytest.mark.quick("step=0.5,*", "window*")
+@pytest.mark.parametrize("extension", [*EACH, "spectrum=0.8"])
+def test_rwkv_4_is_its_twin(tiny, extension):
+    close_to_twin(tiny, ("model.pattern=rwkv4",), extension, rwkv4_twin)
+
+
+@pytest.mark.quick("step=0.5,*", "window*")
 @pytest.mark.parametrize("extension", EACH)
 def test_rwkv_6_is_its_twin(tiny, extension):
     close_to_twin(tiny, ("model.pattern=rwkv6",), extension, rwkv6_twin)
@@ -180,7 +198,8 @@ def test_lstm_is_its_twin(tiny, extension):
 
 @pytest.mark.quick("mamba2", "rwkv7")
 @pytest.mark.parametrize(
-    "mixer", ["mamba2", "mlstm", "lru", "mamba1", "rwkv6", "rwkv7", "lstm", "slstm", "mamba3"]
+    "mixer",
+    ["mamba2", "mlstm", "lru", "mamba1", "rwkv4", "rwkv6", "rwkv7", "lstm", "slstm", "mamba3"],
 )
 def test_what_says_nothing_changes_nothing(tiny, mixer):
     keys = (f"model.pattern={mixer}",)

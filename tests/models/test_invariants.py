@@ -72,11 +72,12 @@ VARIANTS = {
     "slstm": ["model.pattern=slstm"],
     "mamba-3": ["model.pattern=mamba3", "model.groups=2", "model.heads=4"],
     "mamba-3, many": ["model.pattern=mamba3", "model.heads=4", "model.options=rank=3"],
+    "rwkv-4": ["model.pattern=rwkv4,rwkv4_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-6": ["model.pattern=rwkv6,rwkv6_channels", "model.mlp=none", "model.norm=layer"],
     "rwkv-7": ["model.pattern=rwkv7,rwkv7_channels", "model.mlp=none", "model.norm=layer"],
     "windows": [
-        "model.depth=4",
-        "model.pattern=mamba2,rglru,mamba3,mlstm",
+        "model.depth=5",
+        "model.pattern=mamba2,rglru,mamba3,mlstm,rwkv4",
         "model.mlp=none",
         "model.extension=window=5,retain=0.9",
     ],
@@ -106,6 +107,7 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 
 # One of each kind of state.
 VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
+VECTORS += ("rwkv-4",)
 ALIKE = "plain", "mamba-2", "mamba-3, many", "windows", "zamba-2"
 SHAPES = [("rope", v) for v in (*ALIKE, *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the

@@ -1,4 +1,4 @@
-"""RWKV-6 and RWKV-7 as their papers define them, token by token in float64."""
+"""RWKV-4, RWKV-6 and RWKV-7 as their papers define them, token by token in float64."""
 
 import re
 
@@ -26,6 +26,18 @@ def by_head(x):
 def normed(p, y):
     y = y - y.mean(-1, keepdims=True)
     return y / np.sqrt((y**2).mean(-1, keepdims=True) + 64e-5) * p["scale"] + p["bias"]
+
+
+def rwkv4(p, u, values):
+    """Each mean by itself, of its tokens' weights as they are."""
+    x, dx = parts(p, u)
+    r, k, v = ((x + dx * p[f"mix_{name}"]) @ p[name] for name in "rkv")
+    w, y = np.exp(p["A_log"]), []
+    for t in range(len(u)):
+        ages = np.arange(t - 1, -1, -1)[:, None]
+        weights = np.exp(np.concatenate([k[:t] - ages * w, [k[t] + p["bonus"]]]))
+        y.append((weights * v[: t + 1]).sum(0) / weights.sum(0))
+    return (sigmoid(r) * np.stack(y)) @ p["out"]
 
 
 def rwkv6(p, u, values):
@@ -74,29 +86,36 @@ def rwkv7(p, u, values):
     return (y.reshape(len(u), -1) * g) @ p["out"]
 
 
-def rwkv6_channels(p, u, values):
+def opened_channels(p, u, values):
     x, dx = parts(p, u)
     k = np.maximum((x + dx * p["mix_k"]) @ p["k"], 0) ** 2
     return sigmoid((x + dx * p["mix_r"]) @ p["r"]) * (k @ p["out"])
 
 
-def rwkv7_channels(p, u, values):
+def plain_channels(p, u, values):
     x, dx = parts(p, u)
     return np.maximum((x + dx * p["mix_k"]) @ p["k"], 0) ** 2 @ p["out"]
 
 
-TWINS = [rwkv6, rwkv7, rwkv6_channels, rwkv7_channels]
+TWINS = {
+    "rwkv4": rwkv4,
+    "rwkv6": rwkv6,
+    "rwkv7": rwkv7,
+    "rwkv4_channels": opened_channels,
+    "rwkv6_channels": opened_channels,
+    "rwkv7_channels": plain_channels,
+}
 
 
-@pytest.mark.parametrize(("twin", "handed"), [*((twin, False) for twin in TWINS), (rwkv7, True)])
-def test_a_layer_is_what_its_paper_defines(tiny, twin, handed):
-    _, params, run = mixer(tiny, twin.__name__, "model.mlp=none")
+@pytest.mark.parametrize(("name", "handed"), [*((n, False) for n in TWINS), ("rwkv7", True)])
+def test_a_layer_is_what_its_paper_defines(tiny, name, handed):
+    _, params, run = mixer(tiny, name, "model.mlp=none")
     draw = np.random.default_rng(1)
     u, values = draw.standard_normal((LENGTH, WIDTH)), None
     if handed:
         values = draw.standard_normal((LENGTH, HEADS * P))
     shared = {"values": jnp.float32(values)[None]} if handed else {}
-    want = twin(params, u, values)
+    want = TWINS[name](params, u, values)
     np.testing.assert_allclose(run(u, shared), want, atol=2e-5 * np.abs(want).max())
 
 
@@ -145,7 +164,7 @@ def test_ranks_and_initial_values_are_those_of_the_releases(tiny):
 
 @pytest.mark.slow
 @pytest.mark.quick("rwkv7")
-@pytest.mark.parametrize("name", ["rwkv6", "rwkv7"])
+@pytest.mark.parametrize("name", ["rwkv4", "rwkv6", "rwkv7"])
 def test_initial_values_differ_from_layer_to_layer(tiny, name):
     """By the formulas of the releases, of three layers; and of one that comes by two kinds."""
     keys = [f"model.pattern={name},{name}_channels", "model.mlp=none", "model.depth=6"]
@@ -156,8 +175,18 @@ def test_initial_values_differ_from_layer_to_layer(tiny, name):
 
     time, channels = made(keys, 0, 3), made(keys, 1, 3)
     i, n = np.arange(32) / 32, np.arange(3)[:, None]
-    channel = np.arange(time["decay_bias"].shape[1]) / (time["decay_bias"].shape[1] - 1)
-    if name == "rwkv6":
+    decays = time["A_log" if name == "rwkv4" else "decay_bias"]
+    channel = np.arange(decays.shape[1]) / (decays.shape[1] - 1)
+    if name == "rwkv4":
+        np.testing.assert_allclose(time["mix_k"], 1 - i ** (1 - n / 3), atol=1e-5)
+        values = 1 - i ** (1 - n / 3) - 0.3 * n / 2
+        np.testing.assert_allclose(time["mix_v"], values, atol=1e-5)
+        decay = -5 + 8 * channel ** (0.7 + 1.3 * n / 2)
+        np.testing.assert_allclose(time["A_log"], decay, atol=1e-5)
+        own = np.exp(time["bonus"])[:, :3] / np.exp([0, 0.5, -0.5])
+        np.testing.assert_allclose(own, 0.3, atol=1e-5)
+        np.testing.assert_allclose(channels["mix_r"], 1 - i ** (1 - n / 3), atol=1e-5)
+    elif name == "rwkv6":
         np.testing.assert_allclose(time["mix_r"], 1 - i ** (0.5 * (1 - n / 3)), atol=1e-5)
         decay = -6 + 5 * channel ** (0.7 + 1.3 * n / 2)
         np.testing.assert_allclose(time["decay_bias"], decay, atol=1e-5)

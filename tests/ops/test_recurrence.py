@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcm.ops.recurrence import boundaries, op_diag, op_matrix, short_conv
+from lcm.ops.recurrence import boundaries, op_diag, op_matrix, op_max, short_conv
 from lcm.ops.recurrence.inverse import inverse
 from lcm.ops.recurrence.reference import diag_steps, matrix_steps
 
@@ -190,6 +190,23 @@ def test_diag_of_what_is_known():
     for t in range(L):
         wanted = np.float64(a[:, t]) * wanted + b[:, t]
         np.testing.assert_allclose(h[:, t], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_maxima_are_those_token_by_token(share):
+    """With tokens that write nothing, of logarithm -inf, and in two calls."""
+    (i, f, m0), reset = arrays(0, (B, L, 3), (B, L, 3), (B, 3)), resets(3, share)
+    i, f = jnp.where(i > 1, -jnp.inf, i), -jnp.abs(f)
+    m, want = np.float64(m0), []
+    for t in range(L):
+        m = np.maximum(np.where(reset[:, t, None], -np.inf, np.float64(f[:, t]) + m), i[:, t])
+        want.append(m)
+    got, last = op_max(i, f, m0, reset)
+    np.testing.assert_allclose(got, np.stack(want, 1), atol=1e-5)
+    np.testing.assert_array_equal(last, got[:, -1])
+    _, last = op_max(i[:, :20], f[:, :20], m0, reset[:, :20])
+    again, _ = op_max(i[:, 20:], f[:, 20:], last, reset[:, 20:])
+    np.testing.assert_allclose(again, got[:, 20:], atol=1e-5)
 
 
 def test_gradients_keep_one_state_a_chunk():

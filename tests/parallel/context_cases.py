@@ -77,6 +77,17 @@ MODELS = {
         for name in nn.MIXERS
         if name not in ("attention", "shared_attention", "mamba2", "rglru")
     },
+    "windows of recurrences": [
+        "model.pattern=('mamba1', 's4d', 'mamba3', 'gla')",
+        "model.depth=4",
+        "model.extension=window=20,retain=0.9",
+        *on(context=4, fsdp=2),
+    ],
+    "window of rwkv4": [
+        "model.pattern=('rwkv4',)",
+        "model.extension=window=20,retain=0.9",
+        *on(context=4, fsdp=2),
+    ],
     "all but context": [HYBRID, *on(data=2, fsdp=2, tensor=2)],
 }
 
@@ -168,6 +179,8 @@ def of_op(name):
     cases = {
         "op_diag": (lambda a, b, h: recurrence.op_diag(a, b, h, reset),
                     (jnp.exp(decay[..., 0]), draw(*tokens, 4), draw(ROWS, 4))),
+        "op_max": (lambda i, f, m: recurrence.op_max(i, f, m, reset),
+                   (draw(*tokens, 4), decay[..., 0], draw(ROWS, 4))),
         "short_conv": (lambda x, w, b, t: recurrence.short_conv(x, w, b, t, reset, there),
                        (draw(*tokens, 5), draw(12, 5), draw(5), draw(ROWS, 11, 5))),
         "op_matrix by head": (matrix, (q, k, v, decay[..., 0], S0)),
@@ -212,7 +225,7 @@ def kept(how):
 
 
 KEPT = {"kept by ring": "ring", "kept by gather": "gather"}
-OPS = ["op_diag", "short_conv", *(f"op_matrix {how}" for how in (
+OPS = ["op_diag", "op_max", "short_conv", *(f"op_matrix {how}" for how in (
     "by head", "by channel", "erase by head", "erase by channel"))]  # fmt: skip
 
 if __name__ == "__main__":

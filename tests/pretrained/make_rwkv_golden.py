@@ -1,10 +1,11 @@
-"""Writes golden/rwkv6.npz and golden/rwkv7.npz: what RWKV's own package makes of tiny models.
+"""Writes golden/rwkv4.npz and its like: what RWKV's own package makes of tiny models.
 
     pip install rwkv; python -m tests.pretrained.make_rwkv_golden rwkv6
     python -m tests.pretrained.make_rwkv_golden rwkv7
 
-Transformers has neither. The package reads other names than those of the released folders, which
-are those of RWKV's code for transformers (6), and those that flash-linear-attention writes (7).
+Transformers has RWKV-4 alone. The package reads other names than those of the released folders,
+which are those of transformers (4), of RWKV's code for it (6), and those that
+flash-linear-attention writes (7).
 """
 
 import os
@@ -31,6 +32,27 @@ class Tiny(NamedTuple):
     config: dict[str, Any]
     shapes: Callable[[], Shapes]
     renamed: tuple[tuple[str, str], ...]
+
+
+def shapes_of_4() -> Shapes:
+    """Tensors of a folder."""
+    square, row, one = (WIDTH, WIDTH), (WIDTH,), (1, 1, WIDTH)
+    found = {"rwkv.embeddings.weight": (cases.VOCAB, WIDTH), "head.weight": (cases.VOCAB, WIDTH)}
+    norms = ["rwkv.ln_out", "rwkv.blocks.0.pre_ln"]
+    for n in range(LAYERS):
+        at, mixing = f"rwkv.blocks.{n}.attention", f"rwkv.blocks.{n}.feed_forward"
+        norms += [f"rwkv.blocks.{n}.ln1", f"rwkv.blocks.{n}.ln2"]
+        found |= {f"{at}.time_{name}": row for name in ("decay", "first")}
+        found |= {f"{at}.time_mix_{name}": one for name in ("key", "value", "receptance")}
+        names = "key", "value", "receptance", "output"
+        found |= {f"{at}.{name}.weight": square for name in names}
+        found |= {f"{mixing}.time_mix_{name}": one for name in ("key", "receptance")}
+        found |= {
+            f"{mixing}.key.weight": (HIDDEN, WIDTH),
+            f"{mixing}.receptance.weight": square,
+            f"{mixing}.value.weight": (WIDTH, HIDDEN),
+        }
+    return found | {f"{norm}.{kind}": row for norm in norms for kind in ("weight", "bias")}
 
 
 def shapes_of_6() -> Shapes:
@@ -86,6 +108,16 @@ def shapes_of_7() -> Shapes:
     return found | {f"{norm}.{kind}": row for norm in norms for kind in ("weight", "bias")}
 
 
+CONFIG_OF_4 = {
+    "model_type": "rwkv",
+    "vocab_size": cases.VOCAB,
+    "hidden_size": WIDTH,
+    "attention_hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "context_length": cases.TRAINED,
+    **cases.ENDS,
+}
 CONFIG_OF_6 = {
     "model_type": "rwkv6",
     "vocab_size": cases.VOCAB,
@@ -109,18 +141,20 @@ CONFIG_OF_7 = {
     "max_position_embeddings": cases.TRAINED,
     **cases.ENDS,
 }
+OF_4_AND_6 = (
+    (r"^rwkv\.", ""),
+    (r"^embeddings\.", "emb."),
+    (r"\.pre_ln\.", ".ln0."),
+    (r"\.attention\.", ".att."),
+    (r"\.feed_forward\.", ".ffn."),
+)
 TINY = {
-    "rwkv6": Tiny(
-        CONFIG_OF_6,
-        shapes_of_6,
-        (
-            (r"^rwkv\.", ""),
-            (r"^embeddings\.", "emb."),
-            (r"\.pre_ln\.", ".ln0."),
-            (r"\.attention\.", ".att."),
-            (r"\.feed_forward\.", ".ffn."),
-        ),
+    "rwkv4": Tiny(
+        CONFIG_OF_4,
+        shapes_of_4,
+        (*OF_4_AND_6, (r"\.time_mix_([kvr])\w+$", r".time_mix_\g<1>")),
     ),
+    "rwkv6": Tiny(CONFIG_OF_6, shapes_of_6, OF_4_AND_6),
     "rwkv7": Tiny(
         CONFIG_OF_7,
         shapes_of_7,

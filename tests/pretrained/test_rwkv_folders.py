@@ -1,4 +1,4 @@
-"""Folders of RWKV-6 and 7: logits of RWKV's own package, with and without a state, written and
+"""Folders of RWKV-4, 6 and 7: logits of RWKV's own package, with and without a state, written and
 read."""
 
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lcm import models, pretrained
-from lcm.errors import ConfigError
+from lcm.errors import CheckpointError, ConfigError
+from lcm.pretrained.assemble import read_config
+from lcm.pretrained.families import family_of
 
 from . import cases, make_rwkv_golden
 
@@ -62,6 +64,8 @@ def test_what_is_exported_is_the_model(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("name", "keys", "match"),
     [
+        ("rwkv4", {"num_hidden_layers": None}, "num_hidden_layers is missing"),
+        ("rwkv4", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not"),
         ("rwkv6", {"head_size": 32}, "head_size=32"),
         (
             "rwkv6",
@@ -78,3 +82,33 @@ def test_what_is_exported_is_the_model(loaded, tmp_path):
 def test_another_shape_is_refused(tmp_path, name, keys, match):
     with pytest.raises(ConfigError, match=match):
         pretrained.load(folder(tmp_path, name, **keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        (
+            {"attention_hidden_size": 64},
+            r"time_decay has shape \(128,\), config.json asks",
+        ),
+        (
+            {"intermediate_size": None},
+            r"key.weight has shape \(96, 128\), .* \(512, 128",
+        ),
+        ({"num_hidden_layers": 4}, r"rwkv.blocks.3.* is missing"),
+        ({"num_hidden_layers": 2}, r"tensors have no place in the model, rwkv.blocks.2"),
+    ],
+)
+def test_tensors_of_another_config_are_refused(tmp_path, keys, match):
+    with pytest.raises(CheckpointError, match=match) as error:
+        pretrained.load(folder(tmp_path, "rwkv4", **keys))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "depth", "millions"), [(768, 12, 169), (1024, 24, 430)])
+def test_releases_of_rwkv_4_have_the_parameters_of_their_names(width, depth, millions):
+    """`rwkv-4-169m-pile` and `rwkv-4-430m-pile`."""
+    sizes = {"hidden_size": width, "attention_hidden_size": width, "intermediate_size": 4 * width}
+    hf = {**make_rwkv_golden.CONFIG_OF_4, **sizes, "num_hidden_layers": depth, "vocab_size": 50277}
+    cfg = read_config(family_of(hf), hf)
+    assert models.parameter_count(cfg) // 10**6 == millions

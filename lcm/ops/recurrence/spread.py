@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lcm.ops.placed import CONTEXT, shards
-from lcm.ops.recurrence import convolution, diagonal, matrix
+from lcm.ops.recurrence import convolution, diagonal, matrix, maxima
 from lcm.ops.recurrence.reference import Erase, by_head
 from lcm.types import Array
 
@@ -53,6 +53,21 @@ def op_diag(
         return h + decay * entered[:, None], last
 
     return _over(own, count, (a, b, reset_BL), h0)
+
+
+def op_max(i: Array, f: Array, m0: Array, reset_BL: Array) -> tuple[Array, Array]:
+    count = _shards(i.shape[1])
+    if count == 1:
+        return maxima.op_max(i, f, m0, reset_BL)
+
+    def own(at: Array, moving: tuple, m0: Array) -> tuple[Array, Array]:
+        moved, alone = maxima.from_nothing(*moving)
+        ends = moved[:, -1], alone[:, -1]
+        entered, last = _folded(jnp.add, at, m0, *ends, joined=jnp.maximum)
+        return jnp.maximum(moved + entered[:, None], alone), last
+
+    i, f, m0 = jax.lax.stop_gradient((i, f, m0))
+    return _over(own, count, (i, f, reset_BL), m0)
 
 
 def op_matrix(
@@ -115,6 +130,7 @@ def short_conv(
 
 # Documented where they are defined.
 op_diag.__doc__ = diagonal.op_diag.__doc__
+op_max.__doc__ = maxima.op_max.__doc__
 op_matrix.__doc__ = matrix.op_matrix.__doc__
 short_conv.__doc__ = convolution.short_conv.__doc__
 
@@ -137,16 +153,22 @@ def _over(own: Callable, count: int, moving: Any, fixed: Any) -> Any:
 
 
 def _folded(
-    step: Callable[[Any, Array], Array], at: Array, first: Array, T: Any, S: Array
+    step: Callable[[Any, Array], Array],
+    at: Array,
+    first: Array,
+    T: Any,
+    S: Array,
+    joined: Callable[[Array, Array], Array] = jnp.add,
 ) -> tuple[Array, Array]:
-    """The state that enters the shard, and that after the last one; `S' = step(T, S) + S_0`."""
+    """The state that enters the shard, and that after the last one; `S' = step(T, S) + S_0`, or
+    what else joins the two."""
     every = jax.tree.map(lambda x: jax.lax.all_gather(x, CONTEXT), (T, S))
 
     def fold(carry: tuple, xs: tuple) -> tuple[tuple, None]:
         state, entered = carry
         number, (T, S) = xs
         entered = jnp.where(number == at[0], state, entered)
-        return (step(T, state) + S, entered), None
+        return (joined(step(T, state), S), entered), None
 
     numbers = jnp.arange(every[1].shape[0], dtype=jnp.int32)
     (last, entered), _ = jax.lax.scan(fold, (first, jnp.zeros_like(first)), (numbers, every))

@@ -18,13 +18,14 @@ from lcm.pretrained.families.phi import PHI3
 from lcm.pretrained.families.qwen import QWEN2, QWEN3
 from lcm.pretrained.families.qwen_next import QWEN3_5, QWEN3_NEXT
 from lcm.pretrained.families.recurrent_gemma import RECURRENT_GEMMA
+from lcm.pretrained.families.rwkv4 import RWKV4
 from lcm.pretrained.families.rwkv6 import RWKV6
 from lcm.pretrained.families.rwkv7 import RWKV7
 from lcm.pretrained.families.xlstm import XLSTM
 from lcm.pretrained.families.zamba import ZAMBA2
 
 FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT, MAMBA, MAMBA2)
-FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV6, RWKV7, ZAMBA2, JAMBA)
+FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV4, RWKV6, RWKV7, ZAMBA2, JAMBA)
 FAMILIES += (OLMO_HYBRID, FALCON_MAMBA, XLSTM, BAMBA, GRANITE)
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
 ENCODERS = ("t5", "mt5", "umt5", "longt5")

@@ -1,4 +1,4 @@
-"""What folders of RWKV-6 and RWKV-7 have alike: two of our layers are one of theirs."""
+"""What folders of all RWKV have alike: two of our layers are one of theirs."""
 
 from typing import Any
 
@@ -16,27 +16,14 @@ HEADS = Form(
 )
 
 
-def shape(hf: Config, pattern: tuple[str, str], *, head: str, eps: str) -> dict[str, Any]:
-    """All but the width of channel mixing.
-
-    head, eps: keys of the channels of a head, and of what norms add.
-
-    Raises:
-        ConfigError: for heads that no release has.
-    """
-    width = need(hf, "hidden_size")
-    need(hf, head, HEAD)
-    if width % HEAD:
-        raise ConfigError(f"hidden_size={width} is no multiple of {head}={HEAD}")
+def shape(hf: Config, pattern: tuple[str, str], *, eps: str) -> dict[str, Any]:
+    """All but heads and the width of channel mixing; `eps` is the key of what norms add."""
     return {
         "mixer": pattern[0],
         "pattern": pattern,
         "mlp": "none",
-        "width": width,
+        "width": need(hf, "hidden_size"),
         "depth": 2 * need(hf, "num_hidden_layers"),
-        "heads": width // HEAD,
-        "state": HEAD,
-        "expand": 1.0,
         "vocab": need(hf, "vocab_size"),
         "tied": bool(need(hf, "tie_word_embeddings")),
         "norm": "layer",
@@ -46,10 +33,23 @@ def shape(hf: Config, pattern: tuple[str, str], *, head: str, eps: str) -> dict[
     }
 
 
+def heads(hf: Config, key: str) -> dict[str, Any]:
+    """Those of RWKV-6 and RWKV-7; `key` is that of the channels of one.
+
+    Raises:
+        ConfigError: for heads that no release has.
+    """
+    width = need(hf, "hidden_size")
+    need(hf, key, HEAD)
+    if width % HEAD:
+        raise ConfigError(f"hidden_size={width} is no multiple of {key}={HEAD}")
+    return {"heads": width // HEAD, "state": HEAD, "expand": 1.0}
+
+
 def shape_to_hf(
-    spec: ModelSpec, length: int, pattern: tuple[str, str], *, name: str, head: str, eps: str
+    spec: ModelSpec, pattern: tuple[str, str], kind: str, name: str, *, eps: str
 ) -> Config:
-    """The inverse of `shape`, and the length.
+    """The inverse of `shape`, of a `model_type`, with the width of channel mixing.
 
     Raises:
         ConfigError: for other layers than those of the version called `name`.
@@ -57,17 +57,14 @@ def shape_to_hf(
     mixers = tuple(layer.mixer for layer in spec.layers)
     if mixers != pattern:
         raise ConfigError(f"layers are {', '.join(mixers)}, those of {name} {', '.join(pattern)}")
-    time, channels = spec.layers
     return {
-        "model_type": time.mixer,
+        "model_type": kind,
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth // 2,
-        "intermediate_size": channels.hidden or 4 * spec.width,
-        head: time.state,
+        "intermediate_size": spec.layers[1].hidden or 4 * spec.width,
         "vocab_size": spec.vocab,
         "tie_word_embeddings": spec.tied,
         eps: spec.norm_eps,
-        "max_position_embeddings": length,
     }
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from lcm.models import ModelSpec
 from lcm.pretrained.families.base import LINEAR, SAME, Config, Family, Weight, need, weights
-from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, norms, shape, shape_to_hf
+from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, heads, norms, shape, shape_to_hf
 
 PATTERN = TIME, CHANNELS = "rwkv6", "rwkv6_channels"
-SHAPE = {"head": "head_size", "eps": "layer_norm_epsilon"}
+EPS = "layer_norm_epsilon"
 
 
 def read(hf: Config) -> dict[str, Any]:
-    found = shape(hf, PATTERN, **SHAPE)
+    found = {**shape(hf, PATTERN, eps=EPS), **heads(hf, "head_size")}
     width = found["width"]
     need(hf, "head_size_divisor", 8)  # of which follows the epsilon of the norm by head
     need(hf, "attention_hidden_size", None, width)
@@ -23,8 +23,12 @@ def read(hf: Config) -> dict[str, Any]:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    found = shape_to_hf(spec, length, PATTERN, name="RWKV-6", **SHAPE)
-    return {**found, "attention_hidden_size": spec.layers[0].inner}
+    return {
+        **shape_to_hf(spec, PATTERN, "rwkv6", "RWKV-6", eps=EPS),
+        "head_size": spec.layers[0].state,
+        "attention_hidden_size": spec.layers[0].inner,
+        "max_position_embeddings": length,
+    }
 
 
 LAYER = "rwkv.blocks.{pair}"

@@ -6,10 +6,10 @@ from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.nn.rwkv7 import RANKS, rank_of
 from lcm.pretrained.families.base import LINEAR, SAME, Config, Family, Weight, need, weights
-from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, norms, shape, shape_to_hf
+from lcm.pretrained.families.rwkv import HEAD, HEADS, ROW, heads, norms, shape, shape_to_hf
 
 PATTERN = ("rwkv7", "rwkv7_channels")
-SHAPE = {"head": "head_dim", "eps": "norm_eps"}
+EPS = "norm_eps"
 # Ranks of the small matrices by their keys.
 KEYS = {
     "decay": "decay_low_rank_dim",
@@ -20,7 +20,7 @@ KEYS = {
 
 
 def read(hf: Config) -> dict[str, Any]:
-    found = shape(hf, PATTERN, **SHAPE)
+    found = {**shape(hf, PATTERN, eps=EPS), **heads(hf, "head_dim")}
     width = found["width"]
     need(hf, "hidden_act", "sqrelu")
     need(hf, "norm_first", True)
@@ -38,8 +38,12 @@ def read(hf: Config) -> dict[str, Any]:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    found = shape_to_hf(spec, length, PATTERN, name="RWKV-7", **SHAPE)
-    return {**found, **{KEYS[name]: rank_of(spec.layers[0], name) for name in RANKS}}
+    return {
+        **shape_to_hf(spec, PATTERN, "rwkv7", "RWKV-7", eps=EPS),
+        "head_dim": spec.layers[0].state,
+        **{KEYS[name]: rank_of(spec.layers[0], name) for name in RANKS},
+        "max_position_embeddings": length,
+    }
 
 
 LAYER = "model.layers.{pair}"
