@@ -87,7 +87,7 @@ DECIMATED = "decimated to T"  # before the second layer
 MAMBA2 = Study("mamba2", seeds=3)
 # Those that learn the task at T first: what more training does to the others says little.
 OTHERS = (
-    *("gated_deltanet", "deltanet", "rwkv7", "kda", "rwkv6", "slstm", "mamba1", "mamba3"),
+    *("gated_deltanet", "deltanet", "rwkv7", "kda", "rwkv6", "rwkv4", "slstm", "mamba1", "mamba3"),
     *("rglru", "lru", "lstm", "retnet", "min_gru", "s5", "linear_attention", "mlstm", "s4d"),
     *("min_lstm", "gla"),
 )
