@@ -53,7 +53,7 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
         extended = {key: set(one["seeds"][0]["extended"]) for key, one in found.items()}
         assert extended == {
             **{"mm": {"steps"}, "mn": set(), "rr": set()},
-            "mr": {"rotations", "steps", "both", "rotations, steps halved"},
+            "mr": {"rotations", "frequencies", "steps", "both"},
         }
         assert "mr, both, s by band" in page
     for one in seeds_of:
@@ -96,11 +96,12 @@ def test_extensions_are_of_the_side_and_by_the_factor_that_they_say():
     for side in module.SIDES["mr"]:
         layers = models.spec(module.extended(module.CPU, "mr", side, 8)).layers
         mamba, attention = sorted(layers, key=lambda layer: layer.attends)
-        found[side] = mamba.extension.step, getattr(attention.positions, "factor", 1)
-        assert not attention.extension.scales
+        encoding = attention.positions
+        found[side] = mamba.extension.step, getattr(encoding, "factor", 1)
+        assert (getattr(encoding, "attention_factor", None) == 1) == (side == "frequencies")
     assert found == {
-        **{"rotations": (1, 8), "steps": (1 / 8, 1), "both": (1 / 8, 8)},
-        "rotations, steps halved": (1 / 2, 8),
+        **{"rotations": (1, 8), "frequencies": (1, 8)},
+        **{"steps": (1 / 8, 1), "both": (1 / 8, 8)},
     }
 
 

@@ -30,14 +30,14 @@ MODELS = {"mm": "m,m", "mr": "m,r", "mn": "m,n", "rr": "r,r"}
 # are s times as short.
 ROTATIONS = "model.kinds.r.positions=yarn", "model.kinds.r.positions.factor={s}"
 STEPS = ("model.kinds.m.extension=step={share}",)
-HALVED = ("model.kinds.m.extension=step=0.5",)
+UNSCALED = "model.kinds.r.positions.attention_factor=1.0"  # YaRN's frequencies, scores as they are
 SIDES = {
     "mm": {"steps": STEPS},
     "mr": {
         "rotations": ROTATIONS,
         "steps": STEPS,
+        "frequencies": (*ROTATIONS, UNSCALED),
         "both": (*ROTATIONS, *STEPS),
-        "rotations, steps halved": (*ROTATIONS, *HALVED),
     },
 }
 
@@ -140,8 +140,9 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         f"{sizes.seeds} seeds, and the most that two of them differ by in any band."
     ]
     more = [
-        "The same parameters: rotations are those of YaRN for s T tokens, steps of Mamba-2 s times "
-        "as short. In the last row of each side every band has the s that its end asks for."
+        "The same parameters: rotations are those of YaRN for s T tokens, which has sharper scores "
+        "too (frequencies: without), steps of Mamba-2 s times as short. In the last row of each "
+        "side every band has the s that its end asks for."
     ]
     command = f"lcm reproduce hybrid_recall --scale {scale} --workdir {workdir}"
     sections = [
