@@ -18,7 +18,7 @@ from lcm import config, models, report
 from lcm.data.streams import OverwriteRecall
 from lcm.evaluation import recall
 from lcm.evaluation.remembrance import state_norms
-from lcm.report.tables import Table, captioned, over_seeds
+from lcm.report.tables import Table, captioned, number, over_seeds
 from lcm.training.workdir import write_text
 from lcm.types import Batch
 
@@ -85,9 +85,11 @@ def forgets_after(numbers: int) -> float:
     return max(0.0, 5172 * numbers / 1e6 - 4469)
 
 
-def norms_at(seed: dict[str, Any], layer: int, places: Sequence[int]) -> list[float]:
-    """Norms of a layer's states after so many times T."""
-    return [seed["norms"][layer][place - 1] for place in places]
+def norms_of(seeds: Sequence[dict[str, Any]], layer: int, places: Sequence[int]) -> list[str]:
+    """Norms of a layer's states after so many times T, how far seeds lie apart, and the
+    largest ratio in any seed of the norm in the last place to that in the first."""
+    norms = [[seed["norms"][layer][place - 1] for place in places] for seed in seeds]
+    return [*over_seeds(norms, 1), number(max(each[-1] / each[0] for each in norms), 2)]
 
 
 def run(workdir: pathlib.Path, scale: str) -> None:
@@ -102,10 +104,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         for name, one in results.items()
     ]
     norms = [
-        [
-            f"{name}, layer {i + 1}",
-            *over_seeds([norms_at(seed, i, places) for seed in one["seeds"]], 1),
-        ]
+        [f"{name}, layer {i + 1}", *norms_of(one["seeds"], i, places)]
         for name, one in results.items()
         for i in range(len(one["seeds"][0]["norms"]))
     ]
@@ -117,7 +116,7 @@ def run(workdir: pathlib.Path, scale: str) -> None:
         ),
         Table(
             "Mean norm of a head's state after",
-            ["", *(f"{n} T" for n in places), "seeds apart"],
+            ["", *(f"{n} T" for n in places), "seeds apart", "largest growth"],
             norms,
         ),
     ]
@@ -125,14 +124,15 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     for table in tables:
         print(f"\n{table.caption}")
         for row in (table.header, *table.rows):
-            print(f"{row[0]:18}" + "".join(f"{word:>9}" for word in row[1:]))
+            print(f"{row[0]:18}" + "".join(f"{word:>15}" for word in row[1:]))
     most = max(r["numbers"] for r in results.values())
     text = [
         f"Mamba-2 trained on {sizes.steps} steps of {sizes.rows} pieces of T={sizes.length} tokens "
         f"with {sizes.keys} keys; states of up to {most:,} numbers. The paper's line for the "
         f"training length from which a model forgets is of millions of them, and gives "
         f"{forgets_after(most):,.0f} tokens here: it says nothing at this scale. "
-        f"Means of {sizes.seeds} seeds, and the most that two of them differ by in any column."
+        f"Means of {sizes.seeds} seeds, and the most that two of them differ by in any column; the "
+        f"largest growth of norms is from T to {sizes.times} T in one seed."
     ]
     command = f"lcm reproduce state_collapse --scale {scale} --workdir {workdir}"
     sections = [
