@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcm import reproduce
+from lcm import models, reproduce
 from lcm.models import decoder
 from lcm.training import seeds
 
@@ -44,10 +44,20 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
         tables = (tmp_path / "tables.md").read_text()
         assert "| mamba2 |" in tables and tables.count("\n| --- ") == 4
         assert {len(one) for one in found["mamba2"].values()} == {2}  # seeds
-        found = dict(enumerate(one for kind in found["mamba2"].values() for one in kind))
-    for one in found.values():
-        values = one["accuracy"]
-        assert all(0 <= x <= 1 for x in (values.values() if name == "mqar" else values))
+        seeds_of = [one for kind in found["mamba2"].values() for one in kind]
+    else:
+        assert {len(one["seeds"]) for one in found.values()} == {2}
+        assert "seeds apart" in page
+        seeds_of = [seed for one in found.values() for seed in one["seeds"]]
+    if name == "hybrid_recall":
+        extended = {key: set(one["seeds"][0]["extended"]) for key, one in found.items()}
+        assert extended == {
+            **{"mm": {"steps"}, "mn": set(), "rr": set()},
+            "mr": {"rotations", "frequencies", "steps", "both"},
+        }
+        assert "mr, both, s by band" in page
+    for one in seeds_of:
+        assert all(0 <= x <= 1 for x in one["accuracy"])
     monkeypatch.setattr(decoder, "init", _fail)
     reproduce.run(name, tmp_path, "tiny")
     assert (tmp_path / "results.json").read_text() == result
@@ -69,12 +79,34 @@ def test_compression_whole_and_nothing_twice(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
-def test_what_is_refused_is_told_from_what_has_not_been_run():
-    spec = importlib.util.spec_from_file_location(
-        "recurrent_length_tables", reproduce.FOLDER / "recurrent_length" / "experiment.py"
-    )
+def _module(name):
+    file = reproduce.FOLDER / name / "experiment.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_tables", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_extensions_are_of_the_side_and_by_the_factor_that_they_say():
+    module = _module("hybrid_recall")
+    assert module.factors(module.CPU) == [2, 4, 8, 16, 32]
+    by_factor = {"2": [0.1, 0.2, 0.3], "4": [0.4, 0.5, 0.6]}
+    assert module.as_asked([1.0, 0.0, 0.0], by_factor) == [1.0, 0.2, 0.6]
+    found = {}
+    for side in module.SIDES["mr"]:
+        layers = models.spec(module.extended(module.CPU, "mr", side, 8)).layers
+        mamba, attention = sorted(layers, key=lambda layer: layer.attends)
+        encoding = attention.positions
+        found[side] = mamba.extension.step, getattr(encoding, "factor", 1)
+        assert (getattr(encoding, "attention_factor", None) == 1) == (side == "frequencies")
+    assert found == {
+        **{"rotations": (1, 8), "frequencies": (1, 8)},
+        **{"steps": (1 / 8, 1), "both": (1 / 8, 8)},
+    }
+
+
+def test_what_is_refused_is_told_from_what_has_not_been_run():
+    module = _module("recurrent_length")
     found = {"from nothing": [{"accuracy": [1.0, 0.25]}, {"accuracy": [1.0, 0.5]}]}
     names = ["from nothing", "passed", "step 1/2", "norms held", "window T"]
     line = module.at_the_end(module.Study("rwkv7_channels"), found, names)

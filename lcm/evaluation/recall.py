@@ -1,8 +1,10 @@
 """Answers at many places of a stream: how many are right, by how far into it they are asked."""
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 from lcm import models
 from lcm.errors import UserError
 from lcm.models import State, initial
+from lcm.training.seeds import BatchAt, one_seed, train_seeds
+from lcm.training.workdir import write_text
 from lcm.types import Array, Batch, Context
 
 
@@ -30,6 +34,23 @@ def training(width: int, heads: int, vocab: int, length: int, rows: int, steps: 
         *(f"train.warmup={min(50, steps // 2)}", "train.z_loss=0", "train.log_every=50"),
         *(f"checkpoint.every={steps}", "checkpoint.keep=1"),
     ]
+
+
+def studied(
+    cfg: Any,
+    folder: pathlib.Path,
+    seeds: int,
+    batch_at: BatchAt,
+    score: Callable[[Any], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What `score` finds of the parameters of each seed, trained at once; what is there is read."""
+    file = folder / "scores.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    stacked = train_seeds(cfg, folder, range(seeds), batch_at, title=folder.name)
+    found = [score(one_seed(stacked, seed)) for seed in range(seeds)]
+    write_text(file, json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def bands(length: int, longest: int) -> list[tuple[int, int]]:
@@ -58,6 +79,14 @@ def by_band(right_BL: Array, asked_BL: Array, spans: Sequence[tuple[int, int]]) 
     right_BL, asked_BL = np.asarray(right_BL), np.asarray(asked_BL)
     counts = [(right_BL[:, a:b].sum(), asked_BL[:, a:b].sum()) for a, b in spans]
     return [float(right / asked) if asked else float("nan") for right, asked in counts]
+
+
+def kept(cfg: Any) -> tuple[int, int]:
+    """Numbers that all layers of a recurrent model keep of a row: their states, and what their
+    short convolutions look back at."""
+    layers = models.init_state(cfg, 1, 1).layers
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return count([one.memory for one in layers]), count([one.tails for one in layers])
 
 
 def answered(cfg: Any, params: Any, batch: Batch, *, rows: int = 8) -> tuple[np.ndarray, ...]:

@@ -76,8 +76,7 @@ def state_norms(cfg: Any, params: Any, tokens_BL: Tokens, every: int) -> list[np
     if all(layer.attends for layer in models.spec(cfg).layers):
         raise UserError("this model has no recurrent layer, and so no state whose norm could grow")
     state, found = models.init_state(cfg, batch, length), []
-    step = jax.jit(lambda state, tokens: models.apply(cfg, params, tokens, state=state)[1])
     for start in range(0, length, every):
-        state = step(state, tokens_BL[:, start : start + every])
+        _, state = models.apply(cfg, params, tokens_BL[:, start : start + every], state=state)
         found.append(jax.device_get(jax.tree.leaves(initial.norms(state))))
     return [np.stack(each) for each in zip(*found, strict=True)]

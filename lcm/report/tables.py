@@ -3,7 +3,7 @@
 import html
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from lcm.evaluation.documents import EvaluationError
@@ -39,6 +39,13 @@ def captioned(tables: Iterable[Table]) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A figure to some decimals, or a dash."""
     return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def over_seeds(seeds: Sequence[Sequence[float]], digits: int = 3) -> list[str]:
+    """Means of figures over seeds, then the most that two seeds differ by in any of them."""
+    columns = list(zip(*seeds, strict=True))
+    apart = max(max(each) - min(each) for each in columns) if len(seeds) > 1 else None
+    return [*(number(fmean(each), digits) for each in columns), number(apart, digits)]
 
 
 def interval(point: dict[str, float | None] | None, digits: int = 3) -> str:

@@ -27,6 +27,20 @@ def test_shares_are_of_what_is_asked_in_each_band():
     assert np.isnan(recall.by_band(right, asked, [(2, 3)])[0])
 
 
+def test_what_is_kept_is_counted_for_every_mixer(tiny):
+    keys = "model.mlp=none", "model.depth=2", "model.expand=2", "model.state=2", "model.conv=4"
+    found = {}
+    for mixer in ("mamba2", "gated_deltanet", "linear_attention"):
+        cfg = tiny(*keys, f"model.pattern={mixer}", "model.width=16", "model.heads=4")
+        found[mixer] = recall.kept(cfg)
+    # Two layers of 32 channels times N; three tokens of x, b and c, or of q and k of 4 heads, v.
+    assert found == {
+        "mamba2": (2 * 32 * 2, 2 * 3 * (32 + 2 * 2)),
+        "gated_deltanet": (2 * 32 * 2, 2 * 3 * (32 + 2 * 8)),
+        "linear_attention": (2 * 32 * 2, 0),
+    }
+
+
 @pytest.mark.slow
 def test_answers_with_bounded_states_are_plain_ones_until_bounds_bind(tiny):
     cfg = tiny("model.pattern=mamba2", "model.depth=1", "model.mlp=none", "model.vocab=12")

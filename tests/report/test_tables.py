@@ -31,6 +31,12 @@ def test_intervals_and_missing_values():
     assert tables.number(12345.678, 1) == "12,345.7"
 
 
+def test_seeds_are_averaged_and_told_how_far_apart_they_lie():
+    seeds = [0.5, 1.0], [0.75, 0.25], [1.0, 0.25]
+    assert tables.over_seeds(seeds, 2) == ["0.75", "0.50", "0.75"]
+    assert tables.over_seeds(seeds[:1], 1) == ["0.5", "1.0", tables.MISSING]
+
+
 def test_effective_lengths():
     entry = {"value": 512, "low": 256, "high": 1024, "longest_tested": False, "lengths": [256]}
     assert tables.effective_length(entry) == "512 (256 to 1,024)"
