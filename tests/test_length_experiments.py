@@ -49,6 +49,7 @@ def test_results_have_every_curve_and_the_ranks(nope):
                 assert point["value"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_page_has_tables_pictures_and_published_figures(nope):
     page = (nope / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
@@ -56,6 +57,7 @@ def test_page_has_tables_pictures_and_published_figures(nope):
     assert not re.search(r"<(script|link|iframe)\b", page)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(nope, monkeypatch):
     before = (nope / "results.json").read_text()
     monkeypatch.setattr(generalization, "points_over_seeds", _fail)

@@ -244,7 +244,7 @@ def emptied(state):
     return dataclasses.replace(state, memory=memory)
 
 
-@pytest.mark.quick("mamba1", "mamba3 rank 2")
+@pytest.mark.quick("mamba1")
 @pytest.mark.parametrize("mixer", ["mamba1", "mamba3", "mamba3 rank 2", "s4d"])
 def test_a_window_is_the_difference_of_two_states(tiny, mixer):
     """What tokens before the window have left in the state is nothing to those in it."""

@@ -208,7 +208,6 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     "rope-gated_deltanet-chunks",
     "rope-griffin-chunks",
     "rope-rwkv-7-chunks",
-    "rope-windows-steps",
 )
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
 def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):

@@ -178,7 +178,7 @@ def test_tensors_that_do_not_fit_are_named(folder, name):
 
 
 CONFIGS = {
-    "architecture": ("llama", {"model_type": "rwkv"}, "'rwkv' is unknown: known are llama, mis"),
+    "architecture": ("llama", {"model_type": "gpt2"}, "'gpt2' is unknown: known are llama, mis"),
     "encoder": ("llama", {"model_type": "t5"}, "model_type=t5 is an encoder and a decoder"),
     "experts": ("llama", {"num_local_experts": 8}, "num_local_experts=8 asks for what the decoder"),
     "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config=..."),

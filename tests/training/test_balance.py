@@ -123,6 +123,7 @@ def frequent(step: int):
     return packed_batch()._replace(tokens_BL=tokens, targets_BL=(3 * tokens + 1) % 256)
 
 
+@pytest.mark.slow
 def test_training_with_it_leaves_a_collapse(tiny):
     """All tokens begin with one expert, since what they have in common is for it."""
     shares, uneven = {}, {}

@@ -83,6 +83,7 @@ def test_evaluation_takes_what_an_encoding_needs_anew(trained):
     assert results.load(file)["lengths"] == results.load(plain)["lengths"]
 
 
+@pytest.mark.slow
 def test_a_placement_changes_training_and_resumes_bit_for_bit(tiny, tmp_path):
     from runs import losses
 
