@@ -1,6 +1,7 @@
 """Mamba as a mixer: channels that each keep N numbers, with steps that depend on the input."""
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from lcm.nn.recurrent import (
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag, short_conv
 from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.ops.recurrence.spread import passed_on
 from lcm.types import Array, Context, Hidden
 
 FAR = 1e30  # time since another document, of which exp(FAR A) leaves nothing
@@ -160,8 +162,6 @@ def selective_scan(
     What has the size `[B, L, E, N]` is there for one chunk at a time, backward too, which keeps a
     state for each chunk.
     """
-    length = x_BLE.shape[1]
-    chunk = min(chunk, length)
     # A mask of [C, E, N] from the resets alone would be taken out of the loops, of all tokens.
     since_BLE = jnp.where(reset_BL[..., None], FAR, dt_BLE)
     written = Written(dt_BLE * x_BLE, b_BLN)
@@ -175,11 +175,23 @@ def selective_scan(
             Decay(dt_BLE, log_keep_BL),
         )
         given = *given[:2], (passed, gone), c_BLN
+    return passed_on(partial(_in_chunks, chunk), _left, given, A_EN, h0_BEN)
+
+
+def _in_chunks(chunk: int, given: tuple, A_EN: Array, h0_BEN: Array) -> tuple[Array, Array]:
+    """Outputs and the last state of tokens of one device."""
+    length = given[-1].shape[1]
+    chunk = min(chunk, length)
     moving = jax.tree.map(lambda each: chunked(each.astype(jnp.float32), chunk), given)
-    chunks = -(-length // chunk)
-    A_MEN = jnp.broadcast_to(A_EN, (chunks, *A_EN.shape))
+    A_MEN = jnp.broadcast_to(A_EN, (-(-length // chunk), *A_EN.shape))
     h_BEN, y = scan(_chunk, h0_BEN, None, (*moving, A_MEN))
     return joined(y, length), h_BEN
+
+
+def _left(given: tuple, A_EN: Array) -> Array:
+    """What all of the tokens leave of a state, `[B, E, N]`."""
+    total = jax.tree.map(lambda x: x.astype(jnp.float32).sum(1), given[0])
+    return total._replace(time_BCE=jnp.minimum(total.time_BCE, FAR)).of(A_EN)
 
 
 class Decay(NamedTuple):

@@ -128,6 +128,34 @@ def short_conv(
     return _over(own, count, (x_BLC, reset_BL, there_BL), (w_WC, bias_C, tail_BWC))
 
 
+def passed_on(
+    run: Callable[[Any, Any, Array], tuple[Array, Array]],
+    kept: Callable[[Any, Any], Array],
+    moving: Any,
+    fixed: Any,
+    h0: Array,
+) -> tuple[Array, Array]:
+    """`run(moving, fixed, h0) -> (outputs, last state)` of another recurrence, shard by shard.
+
+    moving: arrays `[B, L, ...]`; fixed: what all tokens share.
+    kept: of the same two, what a state is multiplied by on its way through all of the tokens.
+
+    Each device runs it twice, as nothing but the recurrence itself says how outputs see the state
+    that enters: once from nothing, for the state at the end of its tokens.
+    """
+    count = _shards(jax.tree.leaves(moving)[0].shape[1])
+    if count == 1:
+        return run(moving, fixed, h0)
+
+    def own(at: Array, moving: Any, rest: tuple[Any, Array]) -> tuple[Array, Array]:
+        fixed, h0 = rest
+        _, last = run(moving, fixed, jnp.zeros_like(h0))
+        entered, last = _folded(lambda T, h: T * h, at, h0, kept(moving, fixed), last)
+        return run(moving, fixed, entered)[0], last
+
+    return _over(own, count, moving, (fixed, h0))
+
+
 # Documented where they are defined.
 op_diag.__doc__ = diagonal.op_diag.__doc__
 op_max.__doc__ = maxima.op_max.__doc__
