@@ -14,6 +14,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
     need,
     period,
     rotations,
@@ -93,10 +94,8 @@ def _positions(hf: Config) -> positions.RoPE:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if by_mixer.keys() != MIXERS:
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(sorted(MIXERS))}")
-    mamba, attention = by_mixer["mamba2"], by_mixer["attention"]
+    found = by_mixer(spec, sorted(MIXERS))
+    mamba, attention = found["mamba2"], found["attention"]
     hf = positions.to_hf(attention.positions, spec.depth)
     fraction = getattr(attention.positions, "fraction", ROTATED)
     return {

@@ -117,6 +117,25 @@ def in_order(spec: ModelSpec) -> list[Config]:
     return [{"n": n, "pair": n // 2} for n in range(spec.depth)]
 
 
+def by_mixer(spec: ModelSpec, names: Sequence[str]) -> dict[str, LayerSpec]:
+    """A layer of each mixer, of a model that is to have all of these and no other.
+
+    Raises:
+        ConfigError: for other mixers, or one that is missing.
+    """
+    found = {layer.mixer: layer for layer in spec.layers}
+    if found.keys() != set(names):
+        raise ConfigError(f"layers are {', '.join(found)}, it has {', '.join(names)}")
+    return found
+
+
+def check_mixer(spec: ModelSpec, mixer: str, name: str) -> None:
+    """Refuses a model that is not of one mixer alone, as those of a name are."""
+    others = [layer.mixer for layer in spec.layers if layer.mixer != mixer]
+    if others:
+        raise ConfigError(f"layers are {others[0]}, those of {name} are all {mixer}")
+
+
 class Family(NamedTuple):
     """Models that share names of tensors and keys of a config.
 

@@ -14,6 +14,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    check_mixer,
     need,
 )
 
@@ -79,14 +80,14 @@ def _shared(hf: Config, mixer: str) -> dict[str, Any]:
 
 def write_mamba1(spec: ModelSpec, length: int) -> Config:
     layer = spec.layers[0]
-    _check_mixer(spec, "mamba1", "Mamba")
+    check_mixer(spec, "mamba1", "Mamba")
     rank = layer.option("rank") or -(-spec.width // 16)
     return {"model_type": "mamba", **_shared_to_hf(spec, length), "time_step_rank": rank}
 
 
 def write_mamba2(spec: ModelSpec, length: int) -> Config:
     layer = spec.layers[0]
-    _check_mixer(spec, "mamba2", "Mamba-2")
+    check_mixer(spec, "mamba2", "Mamba-2")
     return {
         "model_type": "mamba2",
         **_shared_to_hf(spec, length),
@@ -149,12 +150,6 @@ def _both(stem: str, mixer: str = "") -> tuple[Weight, ...]:
         Weight(f"{stem}.D", ("mixer/D",), SAME),
         Weight(f"{stem}.out_proj.weight", ("mixer/out",), LINEAR, mixer),
     )
-
-
-def _check_mixer(spec: ModelSpec, mixer: str, name: str) -> None:
-    others = [layer.mixer for layer in spec.layers if layer.mixer != mixer]
-    if others:
-        raise ConfigError(f"layers are {others[0]}, those of {name} are all {mixer}")
 
 
 DEFAULTS = {

@@ -21,6 +21,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
     key_of,
     need,
     period,
@@ -101,10 +102,8 @@ def _positions(hf: Config) -> positions.PositionEncoding:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if by_mixer.keys() != set(MIXERS.values()):
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(MIXERS.values())}")
-    delta, attention = by_mixer[DELTA], by_mixer["attention"]
+    found = by_mixer(spec, list(MIXERS.values()))
+    delta, attention = found[DELTA], found["attention"]
     bare = isinstance(attention.positions, positions.NoPE)
     return {
         "model_type": "olmo_hybrid",

@@ -21,6 +21,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
     experts,
     key_of,
     need,
@@ -130,10 +131,8 @@ def write_qwen3_5(spec: ModelSpec, length: int) -> Config:
 
 
 def _to_hf(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if by_mixer.keys() != set(MIXERS.values()):
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(MIXERS.values())}")
-    linear, attention = by_mixer["gated_deltanet"], by_mixer["attention"]
+    found = by_mixer(spec, list(MIXERS.values()))
+    linear, attention = found["gated_deltanet"], found["attention"]
     mixers = [layer.mixer for layer in spec.in_order]
     return {
         **sizes_to_hf(spec, length),

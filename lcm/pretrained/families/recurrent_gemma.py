@@ -17,6 +17,7 @@ from lcm.pretrained.families.base import (
     Family,
     Form,
     Weight,
+    by_mixer,
     key_of,
     need,
     rotations,
@@ -70,10 +71,8 @@ def _scale(width: int) -> float:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if by_mixer.keys() != {"rglru", "attention"}:
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has rglru and attention")
-    recurrent, attention = by_mixer["rglru"], by_mixer["attention"]
+    found = by_mixer(spec, ["rglru", "attention"])
+    recurrent, attention = found["rglru"], found["attention"]
     return {
         "model_type": "recurrent_gemma",
         **sizes_to_hf(spec, length),

@@ -12,6 +12,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    check_mixer,
     need,
 )
 from lcm.pretrained.families.rwkv import HEADS
@@ -81,9 +82,7 @@ def _hidden(hf: Config) -> int:
 
 def write(spec: ModelSpec, length: int) -> Config:
     layer = spec.layers[0]
-    others = [each.mixer for each in spec.layers if each.mixer != MIXER]
-    if others:
-        raise ConfigError(f"layers are {others[0]}, those of xLSTM are all {MIXER}")
+    check_mixer(spec, MIXER, "xLSTM")
     if layer.kv_heads != layer.heads:
         raise ConfigError(f"kv_heads is {layer.heads}, not {layer.kv_heads}")
     return {

@@ -19,6 +19,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
     choose,
     key_of,
     need,
@@ -106,11 +107,9 @@ def _names(hf: Config) -> list[str]:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if by_mixer.keys() != MIXERS:
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(sorted(MIXERS))}")
+    found = by_mixer(spec, sorted(MIXERS))
     layers, places = spec.in_order, places_of(spec)
-    mamba, shared = by_mixer["mamba2"], by_mixer["shared_attention"]
+    mamba, shared = found["mamba2"], found["shared_attention"]
     names = ["hybrid" if p["stem"] else "linear_attention" for p in places if "use" not in p]
     rotated = not isinstance(shared.positions, positions.NoPE)
     return {
