@@ -1,6 +1,7 @@
 """S4D as a mixer: a state-space system of each channel."""
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from lcm.nn.recurrent import RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag
 from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.ops.recurrence.spread import passed_on
 from lcm.types import Array, Context, Hidden
 
 CHUNK = 64  # tokens whose [D, M] numbers are there at once, where none are given
@@ -62,35 +64,32 @@ class S4D(Output):
     ) -> tuple[Hidden, RecurrentState | None]:
         spec, length = self.spec, x_BLD.shape[1]
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(x_BLD)), context)
-        chunk = min(spec.recurrence_chunk or CHUNK, length)
         # Masks of [C, D, M] from the context alone would be taken out of the loops, of all tokens:
         # what they are made of goes in with x.
         seen = [mask[..., None] for mask in (reset_BL, there_BL)]
         wide_BLD = x_BLD.astype(jnp.float32)
-        x_NBCF = chunked(jnp.concatenate([wide_BLD, *seen], -1), chunk)
-        own = [jnp.broadcast_to(part, (len(x_NBCF), *part.shape)) for part in self.system()]
-        old_NBCD = None
+        old_BLD = None
         if spec.extension.cuts(length):
             same_BL = interventions.same_document(reset_BL, spec.extension.window)
-            old_BLD = interventions.delayed(wide_BLD, spec.extension.window)
-            old_NBCD = chunked(old_BLD * same_BL[..., None], chunk)
-        h_BDM = before.memory["re"] + 1j * before.memory["im"]
-        h_BDM, y_NBCD = scan(_chunk, h_BDM, None, (x_NBCF, old_NBCD, *own))
-        y_BLD = joined(y_NBCD, length) + self.D[...] * x_BLD
+            old_BLD = interventions.delayed(wide_BLD, spec.extension.window) * same_BL[..., None]
+        given = jnp.concatenate([wide_BLD, *seen], -1), old_BLD
+        run = partial(_in_chunks, spec.recurrence_chunk or CHUNK, spec.extension.window)
+        h0_BDM = before.memory["re"] + 1j * before.memory["im"]
+        y_BLD, h_BDM = passed_on(run, _left, given, self.system(), h0_BDM)
+        y_BLD += self.D[...] * x_BLD
         after = RecurrentState({"re": h_BDM.real, "im": h_BDM.imag}, (), before.segment_B)
         return self.finish(y_BLD.astype(x_BLD.dtype)), None if state is None else after
 
-    def system(self) -> tuple[Array, Array, Array, Array]:
-        """What a state keeps of itself and, after a window, of a token, what is written of a token,
-        and C, all complex64 `[D, M]`."""
+    def system(self) -> "System":
+        """What one token does to the states of all channels."""
         own = self.spec.extension
         rate = jax.lax.complex(-interventions.rate(own, self.A_log[...]), self.A_im[...])
         dt_D = jnp.exp(self.dt_log[...]) * (self.spec.option("step") * own.step)
         exponent = rate * dt_D[:, None]
         a_DM, less_DM = held(exponent)
-        left_DM = jnp.exp(own.window * (exponent + np.log(own.retain)))
         C_DM = jax.lax.complex(self.C[..., 0], self.C[..., 1])
-        return own.retain * a_DM, left_DM, own.insert * less_DM / rate, C_DM
+        log_DM = exponent + np.log(own.retain)
+        return System(log_DM, own.retain * a_DM, own.insert * less_DM / rate, C_DM)
 
     @staticmethod
     def init_state(
@@ -106,9 +105,41 @@ class S4D(Output):
         return 4 * spec.width * (spec.width + spec.state)
 
 
+class System(NamedTuple):
+    """What a state keeps of itself, as a logarithm and as it is, what is written of a token, and
+    what is read, all complex64 `[D, M]`."""
+
+    log: Array
+    a: Array
+    b: Array
+    c: Array
+
+
+def _in_chunks(
+    chunk: int, window: int, given: tuple[Array, Array | None], system: System, h0_BDM: Array
+) -> tuple[Array, Array]:
+    """Outputs, without D, and the last state of tokens of one device."""
+    length = given[0].shape[1]
+    chunk = min(chunk, length)
+    moving = jax.tree.map(lambda x_BLF: chunked(x_BLF, chunk), given)
+    left_DM = jnp.exp(window * system.log)  # of a token that is behind the window
+    own = jax.tree.map(
+        lambda x_DM: jnp.broadcast_to(x_DM, (len(moving[0]), *x_DM.shape)), (*system[1:], left_DM)
+    )
+    h_BDM, y_NBCD = scan(_chunk, h0_BDM, None, (*moving, *own))
+    return joined(y_NBCD, length), h_BDM
+
+
+def _left(given: tuple[Array, Array | None], system: System) -> Array:
+    """What all of the tokens leave of a state, `[B, D, M]`."""
+    reset_BL, there_BL = given[0][..., -2] > 0, given[0][..., -1]
+    kept_BDM = jnp.exp(there_BL.sum(1)[:, None, None] * system.log)
+    return jnp.where(reset_BL.any(1)[:, None, None], 0, kept_BDM)
+
+
 def _chunk(h_BDM: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
     """The states of one chunk, of which only the last stays, and what is read of them."""
-    x_BCF, old_BCD, a_DM, left_DM, b_DM, c_DM = moving
+    x_BCF, old_BCD, a_DM, b_DM, c_DM, left_DM = moving
     x_BCD, reset_BC, there_BC = x_BCF[..., :-2], x_BCF[..., -2] > 0, x_BCF[..., -1] > 0
     there = there_BC[..., None, None]
     a_BCDM = jnp.where(there, a_DM, 1)  # padding keeps h and writes nothing

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from lcm import config, models, nn, parallel
+from lcm.aot import hlo
 from lcm.models import decoder
 from lcm.ops import attention, recurrence
 from lcm.ops.attention import blockwise
@@ -224,17 +225,40 @@ def kept(how):
     return {"share": held / sum(x.nbytes for x in (q, k, v, out))}
 
 
+def exchanges(mixer):
+    """Collectives of the loss and its gradients, by the number of tokens of a chunk."""
+    found = {}
+    for chunk in (2, 8):  # of 8 tokens a device
+        own = [f"model.pattern=('{mixer}',)", f"model.recurrence_chunk={chunk}"]
+        cfg = config.override(config.base(), [*BASE, "model.depth=1", *on(context=8), *own])
+        mesh, spec = parallel.make(cfg), models.spec(cfg)
+        with jax.set_mesh(mesh):
+            params = decoder.init(spec, jax.random.key(1))
+            rows = parallel.put(batch(np.random.default_rng(0)), mesh)
+
+            def loss(params, spec=spec, rows=rows):
+                return decoder.apply(spec, params, rows.tokens_BL, rows.context, None)[0].sum()
+
+            text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+        collectives = hlo.Module(text).totals().collectives
+        found[chunk] = sum(each.count for each in collectives.values())
+    return found
+
+
 KEPT = {"kept by ring": "ring", "kept by gather": "gather"}
+EXCHANGES = {f"exchanges of {mixer}": mixer for mixer in ("mamba1", "s4d")}
 OPS = ["op_diag", "op_max", "short_conv", *(f"op_matrix {how}" for how in (
     "by head", "by channel", "erase by head", "erase by channel"))]  # fmt: skip
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.device_count()
-    every = [*OPS, *MODELS, *KEPT]
+    every = [*OPS, *MODELS, *KEPT, *EXCHANGES]
     chosen = sys.argv[1].split(",") if len(sys.argv) > 1 else every
     found = {}
     for name in chosen:
-        if name in KEPT:
+        if name in EXCHANGES:
+            found[name] = exchanges(EXCHANGES[name])
+        elif name in KEPT:
             found[name] = kept(KEPT[name])
         else:
             found[name] = of_op(name) if name in OPS else of_model(MODELS[name])
