@@ -183,8 +183,7 @@ def _in_chunks(chunk: int, given: tuple, A_EN: Array, h0_BEN: Array) -> tuple[Ar
     length = given[-1].shape[1]
     chunk = min(chunk, length)
     moving = jax.tree.map(lambda each: chunked(each.astype(jnp.float32), chunk), given)
-    A_MEN = jnp.broadcast_to(A_EN, (-(-length // chunk), *A_EN.shape))
-    h_BEN, y = scan(_chunk, h0_BEN, None, (*moving, A_MEN))
+    h_BEN, y = scan(_chunk, h0_BEN, A_EN, moving)
     return joined(y, length), h_BEN
 
 
@@ -217,8 +216,8 @@ class Written(NamedTuple):
         return self.x[..., None] * self.b[:, :, None]
 
 
-def _chunk(h_BEN: Array, _: None, moving: tuple) -> tuple[Array, Array]:
-    decay, written, gone, c_BCN, A_EN = moving
+def _chunk(h_BEN: Array, A_EN: Array, moving: tuple) -> tuple[Array, Array]:
+    decay, written, gone, c_BCN = moving
     w_BCEN = written.whole()
     if gone is not None:  # tokens behind the window
         passed, old = gone

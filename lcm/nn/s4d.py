@@ -123,10 +123,7 @@ def _in_chunks(
     chunk = min(chunk, length)
     moving = jax.tree.map(lambda x_BLF: chunked(x_BLF, chunk), given)
     left_DM = jnp.exp(window * system.log)  # of a token that is behind the window
-    own = jax.tree.map(
-        lambda x_DM: jnp.broadcast_to(x_DM, (len(moving[0]), *x_DM.shape)), (*system[1:], left_DM)
-    )
-    h_BDM, y_NBCD = scan(_chunk, h0_BDM, None, (*moving, *own))
+    h_BDM, y_NBCD = scan(_chunk, h0_BDM, (*system[1:], left_DM), moving)
     return joined(y_NBCD, length), h_BDM
 
 
@@ -137,9 +134,9 @@ def _left(given: tuple[Array, Array | None], system: System) -> Array:
     return jnp.where(reset_BL.any(1)[:, None, None], 0, kept_BDM)
 
 
-def _chunk(h_BDM: Array, _: None, moving: tuple[Array, ...]) -> tuple[Array, Array]:
+def _chunk(h_BDM: Array, own: tuple[Array, ...], moving: tuple) -> tuple[Array, Array]:
     """The states of one chunk, of which only the last stays, and what is read of them."""
-    x_BCF, old_BCD, a_DM, b_DM, c_DM, left_DM = moving
+    (x_BCF, old_BCD), (a_DM, b_DM, c_DM, left_DM) = moving, own
     x_BCD, reset_BC, there_BC = x_BCF[..., :-2], x_BCF[..., -2] > 0, x_BCF[..., -1] > 0
     there = there_BC[..., None, None]
     a_BCDM = jnp.where(there, a_DM, 1)  # padding keeps h and writes nothing

@@ -108,9 +108,9 @@ def op_matrix(
     each = heads // groups
     v = v_BLHP.reshape(batch, length, groups, each, width)
     wide = wide if by_channel else wide.reshape(batch, length, groups, each)
-    xs = jax.tree.map(lambda x: chunked(x, size), (q, k, v, wide, tuple(erase)))
+    xs = jax.tree.map(lambda x: chunked(x, size), (reset_BL, q, k, v, wide, tuple(erase)))
     S0 = S0_BHNP.reshape(batch, groups, each, *S0_BHNP.shape[2:])
-    S, y = scan(_CHUNKS[by_channel], S0, chunked(reset_BL, size), xs)
+    S, y = scan(_CHUNKS[by_channel], S0, None, xs)
     return joined(y, length).reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
 
 
@@ -158,9 +158,9 @@ class _Spans(NamedTuple):
     same_BCC: Array  # whether a token and another are of one document
 
 
-def _chunk(how: type, S: Array, reset_BC: Array, xs: tuple) -> tuple[Array, Array]:
+def _chunk(how: type, S: Array, _: None, xs: tuple) -> tuple[Array, Array]:
     """The state `[B, G, R, N, P]` after one chunk, and its outputs `[B, C, G, R, P]`."""
-    q, k, v, log_decay, erase = xs
+    reset_BC, q, k, v, log_decay, erase = xs
     q, k, erase = jax.tree.map(lambda x: x.swapaxes(1, 2), (q, k, erase))  # [B, G, C, N]
     v_BGRCP = v.transpose(0, 2, 3, 1, 4)
     spans = how.spans(log_decay, jnp.cumsum(reset_BC, 1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lcm.ops.platform import platform
 from lcm.types import Array
 
-# `body(state, fixed, moving) -> (state, y)`; the arrays of `fixed` have no gradient.
+# `body(state, shared, moving) -> (state, y)`.
 Body = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -42,32 +42,38 @@ def joined(x_NBC: Array, length: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(body: Body, state: Any, fixed: Any, moving: Any) -> tuple[Any, Any]:
+def scan(body: Body, state: Any, shared: Any, moving: Any) -> tuple[Any, Any]:
     """`jax.lax.scan`, whose backward pass begins each step anew from the state before it.
 
-    Of L tokens in chunks of C, L / C states are kept and the temporaries of one chunk.
+    Of L tokens in chunks of C, L / C states are kept and the temporaries of one chunk. The gradient
+    of `shared`, which all steps see, is summed on the way; what of `moving` is boolean has none.
     """
-    return jax.lax.scan(lambda state, xs: body(state, *xs), state, (fixed, moving))
+    return jax.lax.scan(lambda state, xs: body(state, shared, xs), state, moving)
 
 
-def _forward(body: Body, state: Any, fixed: Any, moving: Any) -> tuple[Any, Any]:
-    def step(state: Any, xs: tuple) -> tuple[Any, Any]:
-        after, y = body(state, *xs)
+def _forward(body: Body, state: Any, shared: Any, moving: Any) -> tuple[Any, Any]:
+    def step(state: Any, xs: Any) -> tuple[Any, Any]:
+        after, y = body(state, shared, xs)
         return after, (state, y)
 
-    last, (states, y) = jax.lax.scan(step, state, (fixed, moving))
-    return (last, y), (states, fixed, moving)
+    last, (states, y) = jax.lax.scan(step, state, moving)
+    return (last, y), (states, shared, moving)
 
 
-def _backward(body: Body, kept: tuple, d_out: tuple[Any, Any]) -> tuple[Any, None, Any]:
-    def step(d_state: Any, xs: tuple) -> tuple[Any, Any]:
-        (state, fixed, moving), d_y = xs
-        _, pull = jax.vjp(lambda state, moving: body(state, fixed, moving), state, moving)
-        return pull((d_state, d_y))
+def _backward(body: Body, kept: tuple, d_out: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    states, shared, moving = kept
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, Any]:
+        (d_state, d_shared), (state, moving, d_y) = carry, xs
+        _, pull = jax.vjp(body, state, shared, moving)
+        d_state, own, d_moving = pull((d_state, d_y))
+        d_moving = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, d_moving)
+        return (d_state, jax.tree.map(jnp.add, d_shared, own)), d_moving
 
     d_last, d_y = d_out
-    d_state, d_moving = jax.lax.scan(step, d_last, (kept, d_y), reverse=True)
-    return d_state, None, d_moving
+    begun = d_last, jax.tree.map(jnp.zeros_like, shared)
+    (d_state, d_shared), d_moving = jax.lax.scan(step, begun, (states, moving, d_y), reverse=True)
+    return d_state, d_shared, d_moving
 
 
 scan.defvjp(_forward, _backward)
