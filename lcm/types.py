@@ -29,12 +29,15 @@ class Context(NamedTuple):
     remaining: content tokens still to come after this one; -1 where length is not controlled.
     pace: float32, how far the clock of a recurrence goes at each token, as a multiple of its own
         step (`lcm.nn.intervals`); None where each goes one step.
+    interval: float32, the time since the token before, for an encoding that embeds it
+        (`lcm.positions.Intervals`); None where tokens have no times.
     """
 
     positions_BL: Array
     segments_BL: Array
     remaining_BL: Array
     pace_BL: Array | None = None
+    interval_BL: Array | None = None
 
 
 class Batch(NamedTuple):

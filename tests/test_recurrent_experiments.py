@@ -79,6 +79,28 @@ def test_compression_whole_and_nothing_twice(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
+@pytest.mark.slow
+def test_irregular_times_whole_and_nothing_twice(tmp_path, monkeypatch):
+    reproduce.run("irregular_times", tmp_path, "tiny")
+    result = (tmp_path / "results.json").read_text()
+    found = json.loads(result)
+    trained = {name: one for name, one in found.items() if "parameters" in one}
+    assert set(trained) == {"index", "past, clock", "next, both"}
+    assert {(len(one["seeds"]), one["parameters"]) for one in trained.values()} == {(2, 4076)}
+    (best,) = found["Bayes, next"]["seeds"]
+    assert best["above"] == best["within"][:2] == best["beyond"][:2] == [0, 0]
+    for one in trained.values():
+        for seed in one["seeds"]:
+            assert np.subtract(seed["nats"], best["nats"]) == pytest.approx(seed["above"])
+            assert np.mean(seed["within"]) == pytest.approx(seed["above"][0])  # of equal size
+    tables = (tmp_path / "tables.md").read_text()
+    assert tables.count("| past, clock |") == 4 and tables.count("| Bayes, next |") == 1
+    assert "seeds apart" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(decoder, "init", _fail)
+    reproduce.run("irregular_times", tmp_path, "tiny")
+    assert (tmp_path / "results.json").read_text() == result
+
+
 def _module(name):
     file = reproduce.FOLDER / name / "experiment.py"
     spec = importlib.util.spec_from_file_location(f"{name}_tables", file)
@@ -103,6 +125,27 @@ def test_extensions_are_of_the_side_and_by_the_factor_that_they_say():
         **{"rotations": (1, 8), "frequencies": (1, 8)},
         **{"steps": (1 / 8, 1), "both": (1 / 8, 8)},
     }
+
+
+def test_models_are_told_of_the_times_that_they_say():
+    module = _module("irregular_times")
+    streams = module.TINY.task.streams((1,), 2, 8)
+    tau_BL = np.diff(streams.times)
+    before_BL = np.pad(tau_BL[:, :-1], ((0, 0), (1, 0)))
+    for name, model in module.MODELS.items():
+        context = module.batch_of(module.TINY, model, streams).context
+        told = {"past": before_BL, "next": tau_BL}
+        for kind, got in ((model.embedded, context.interval_BL), (model.clock, context.pace_BL)):
+            assert (got is None) == (kind == ""), name
+            if kind:
+                np.testing.assert_allclose(got[:, 1:], told[kind][:, 1:], rtol=1e-6)
+        embeds = module.config_of(module.TINY, model).model.positions.name == "intervals"
+        assert embeds == bool(model.embedded)
+        if model.clock == "past":
+            assert (context.pace_BL[:, 0] == 1).all()  # the first token is written
+        if model.embedded == "past":
+            assert (context.interval_BL[:, 0] == 0).all()
+    assert module.MODELS["index"] == ("", "") and module.MODELS["next, both"] == ("next", "next")
 
 
 def test_what_is_refused_is_told_from_what_has_not_been_run():

@@ -2,10 +2,11 @@
 
 Where events come at times, the interval tau_j = t_j - t_{j-1} before each says how far the state of
 a recurrence is to move (IC-Mamba, arXiv:2502.04655). Its code does not hold this transition; what
-is here is the exact discretisation of the same system over the interval, and the embedding beside.
+is here is the exact discretisation of the same system over the interval.
 
 Times reach a mixer as `Context.pace_BL`, an optional array beside positions: a model of any depth
-hands it on as it is, and what has no clock does not look.
+hands it on as it is, and what has no clock does not look. They may reach its input too, as
+`Context.interval_BL`, which `lcm.positions.Intervals` embeds.
 """
 
 import jax.numpy as jnp
@@ -13,29 +14,6 @@ import numpy as np
 
 from lcm.ops.recurrence import boundaries
 from lcm.types import Array, PerToken
-
-# Angular speeds of log(1 + tau): from a turn over all intervals up to a day in seconds and more
-# (log(1 + 86400) is 11.4), to one within a few percent of a time.
-SLOWEST, FASTEST = 0.5, 128.0
-
-
-def interval_embedding(
-    tau_BL: Array, width: int, *, slowest: float = SLOWEST, fastest: float = FASTEST
-) -> Array:
-    """`[sin, cos](omega_m log(1 + tau))`, float32 `[B, L, width]`; M speeds, log-spaced.
-
-    To be added to the embeddings of events.
-
-    Raises:
-        ValueError: for an odd width, or speeds that are no range above 0.
-    """
-    if width < 2 or width % 2:
-        raise ValueError(f"width {width} has no sines and cosines in pairs: give an even one")
-    if not 0 < slowest <= fastest:
-        raise ValueError(f"speeds {slowest} to {fastest} are no range above 0: give slowest first")
-    omega_M = np.geomspace(slowest, fastest, width // 2, dtype=np.float32)
-    angle_BLM = jnp.log1p(tau_BL.astype(jnp.float32))[..., None] * omega_M
-    return jnp.concatenate([jnp.sin(angle_BLM), jnp.cos(angle_BLM)], axis=-1)
 
 
 def intervals(times_BL: Array, segments_BL: PerToken) -> Array:

@@ -18,6 +18,7 @@ from lcm.positions.chain import Chain
 from lcm.positions.clex import CLEX
 from lcm.positions.cope import CoPE
 from lcm.positions.hf import Layers, from_hf, to_hf
+from lcm.positions.intervals import Intervals, interval_embedding
 from lcm.positions.placement import (
     CREAM,
     PLACEMENTS,
@@ -96,6 +97,7 @@ __all__ = [
     "HardALiBi",
     "HeadScale",
     "Infused",
+    "Intervals",
     "Jittered",
     "Kerple",
     "KerplePower",
@@ -138,6 +140,7 @@ __all__ = [
     "config",
     "countdown_scale",
     "from_hf",
+    "interval_embedding",
     "make",
     "make_placement",
     "placement_config",

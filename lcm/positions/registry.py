@@ -20,6 +20,7 @@ from lcm.positions.bias import (
 from lcm.positions.chain import Chain
 from lcm.positions.clex import CLEX
 from lcm.positions.cope import CoPE
+from lcm.positions.intervals import Intervals
 from lcm.positions.placement import PLACEMENTS, Placement
 from lcm.positions.reattention import ReAttention
 from lcm.positions.remap import (
@@ -63,6 +64,7 @@ ENCODINGS: dict[str, type[PositionEncoding]] = {
     "sinusoidal": Sinusoidal,
     "infused": Infused,
     "countdown": Countdown,
+    "intervals": Intervals,
     "rope": RoPE,
     "proportional": Proportional,
     "xpos": XPos,

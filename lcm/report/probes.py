@@ -49,9 +49,10 @@ STRENGTH = 8.0  # of the pair that is turned: float32 weights tell angles of 1e-
 
 
 def context(length: int, batch: int = 1) -> Context:
-    """One document a row, counted down as one whose length is controlled."""
+    """One document a row, counted down as one whose length is controlled, of growing intervals."""
     places = jnp.tile(jnp.arange(length, dtype=jnp.int32), (batch, 1))
-    return Context(places, jnp.ones_like(places), places[:, ::-1])
+    tau = places.astype(jnp.float32)
+    return Context(places, jnp.ones_like(places), places[:, ::-1], interval_BL=tau)
 
 
 def added(encoding: PositionEncoding, dims: Dims, length: int, seed: int = 0) -> np.ndarray | None:

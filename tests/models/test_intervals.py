@@ -8,7 +8,8 @@ import pytest
 from lcm import models
 from lcm.errors import ConfigError
 from lcm.models import decoder
-from lcm.nn.intervals import interval_embedding, intervals, pace
+from lcm.nn.intervals import intervals, pace
+from lcm.positions import interval_embedding
 
 MAMBA = ("model.pattern=mamba2", "model.mlp=none", "model.depth=1", "model.vocab=20")
 SIZES = ("model.width=8", "model.heads=2", "model.state=4")
@@ -29,11 +30,30 @@ def test_embedding_is_its_formula():
 
 @pytest.mark.parametrize(
     ("width", "speeds", "match"),
-    [(3, (1, 2), "width 3"), (0, (1, 2), "width 0"), (2, (0, 1), "0 to 1")],
+    [(3, (1.0, 2.0), "width 3"), (0, (1.0, 2.0), "width 0"), (2, (0.0, 1.0), r"0\.0 to 1")],
 )
 def test_embeddings_that_are_none_are_refused(width, speeds, match):
     with pytest.raises(ValueError, match=match):
         interval_embedding(jnp.ones((1, 2)), width, slowest=speeds[0], fastest=speeds[1])
+
+
+def test_intervals_are_added_to_embeddings_of_text_that_has_them(tiny):
+    cfg, params = made(
+        tiny, "model.positions=intervals", "model.positions.unit=2", "model.positions.scale=3"
+    )
+    tokens, tau = jnp.array([[3, 4, 5]]), jnp.array([[0.0, 2.0, 0.5]])
+    context = models.default_context(tokens.shape)
+    with pytest.raises(ConfigError, match="has intervals, and the context has none: give"):
+        models.apply(cfg, params, tokens, context)
+    context = context._replace(interval_BL=tau)
+    spec = models.spec(cfg)
+    got = decoder.embedded(spec, params, tokens, context, {})
+    want = params["embedding"]["table"][tokens] + 3 * interval_embedding(tau / 2, 8)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    logits, _ = models.apply(cfg, params, tokens, context)
+    other, _ = models.apply(cfg, params, tokens, context._replace(interval_BL=2 * tau))
+    np.testing.assert_array_equal(other[:, 0], logits[:, 0])  # where the interval is 0
+    assert np.abs(np.asarray(other - logits)[:, 1:]).max(-1).min() > 1e-4
 
 
 def test_intervals_are_within_documents_and_exact_for_large_times():

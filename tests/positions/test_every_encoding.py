@@ -93,7 +93,8 @@ def test_parameters_get_finite_gradients(name):
     encoding, params, _ = case(name)
     q, k, v = arrays(2)
     x = jax.random.normal(jax.random.key(3), (1, LENGTH, DIMS.width))
-    where = context()._replace(remaining_BL=jnp.arange(LENGTH - 1, -1, -1)[None])
+    left = jnp.arange(LENGTH - 1, -1, -1)[None]
+    where = context()._replace(remaining_BL=left, interval_BL=left / 7)
 
     @jax.jit
     @jax.grad

@@ -15,7 +15,7 @@ def shapes(cfg):
     """Parameters and logits as shapes: all that happens before compilation."""
     spec = models.spec(cfg)
     tokens = jax.ShapeDtypeStruct((2, 32), jnp.int32)
-    where = models.default_context((2, 32))
+    where = models.default_context((2, 32))._replace(interval_BL=jnp.ones((2, 32)))
     params = jax.eval_shape(lambda key: models.decoder.init(spec, key), jax.random.key(0))
     run = lambda params, tokens: models.decoder.apply(spec, params, tokens, where, None)[0]  # noqa: E731
     return params, jax.eval_shape(run, params, tokens)

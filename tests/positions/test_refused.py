@@ -19,6 +19,11 @@ REFUSED = {
     ),
     "base": (["rope", "base=1"], ["base=1", "above 1", "10000"]),
     "base of a sinusoid": (["sinusoidal", "base=0.5"], ["base=0.5", "above 1"]),
+    "unit": (["intervals", "unit=0"], ["unit=0", "above 0"]),
+    "speeds": (
+        ["intervals", "slowest=8", "fastest=2"],
+        ["slowest=8", "fastest=2", "slowest first"],
+    ),
     "base of a sandwich": (["sandwich", "base=1"], ["base=1", "above 1", "10000"]),
     "dims of a sandwich": (["sandwich", "dims=7"], ["dims=7", "even"]),
     "p": (["proportional", "p=1.2"], ["p=1.2", "between 0"]),
