@@ -29,7 +29,7 @@ KDA, LATENT = "kda", "latent_attention"
 MIXERS = {"linear_attention": KDA, FULL: LATENT}
 MLPS = {"dense": "swiglu", "sparse": "experts"}
 EPS = 1e-6  # of the norms of latents, whatever the config says of the others
-# What the class of transformers calls keys of the release, which are what it writes.
+# Other names that the class of transformers has for keys of the release, which it reads and writes.
 ALIASES = {
     "num_experts": "num_local_experts",
     "num_experts_per_token": "num_experts_per_tok",
@@ -49,7 +49,7 @@ UNSAID = {"mla_use_nope": True, "moe_router_activation_func": "sigmoid", "moe_la
 
 
 def read(hf: Config) -> dict[str, Any]:
-    hf = {**hf, **{key: hf[alias] for key, alias in ALIASES.items() if hf.get(key) is None}}
+    hf = {**hf, **{key: hf[alias] for key, alias in ALIASES.items() if alias in hf}}
     for key, value in FIXED.items():
         need(hf, key, value)
     for key, value in UNSAID.items():
@@ -90,7 +90,7 @@ def _names(hf: Config) -> list[tuple[str, str]]:
     if mixers is None:
         mixers = [FULL if n and n % 4 == 0 else "linear_attention" for n in range(depth)]
     if mlps is None:
-        dense = hf["first_k_dense_replace"]
+        dense = hf.get("first_k_dense_replace", 1)
         mlps = ["dense" if n < dense else "sparse" for n in range(depth)]
     for key, names, known in (("layer_types", mixers, MIXERS), ("mlp_layer_types", mlps, MLPS)):
         if len(names) != depth:
@@ -220,21 +220,20 @@ KIMI_LINEAR = Family(
         "moe_intermediate_size": 1024,
         "num_hidden_layers": 27,
         "num_attention_heads": 32,
-        "n_shared_experts": 1,
+        "num_shared_experts": 1,
         "routed_scaling_factor": 2.446,
         "kv_lora_rank": 512,
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
         "qk_nope_head_dim": 128,
-        "n_group": 1,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": True,
+        "num_expert_group": 1,
+        "num_experts_per_token": 8,
+        "moe_renormalize": True,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "attention_bias": False,
-        "num_local_experts": 256,
-        "first_k_dense_replace": 1,
+        "num_experts": 256,
         "linear_head_dim": 128,
         "linear_num_heads": 32,
         "linear_conv_kernel_dim": 4,
