@@ -9,7 +9,9 @@ import pytest
 from twins import HEADS, LENGTH, WIDTH, mixer
 
 from lcm import aot, config, models, parallel
+from lcm.decoding import Sampling
 from lcm.decoding.engine import Engine
+from lcm.decoding.requests import Request
 from lcm.decoding.weights import laid_out
 from lcm.errors import ConfigError, UserError
 from lcm.evaluation import attention
@@ -217,6 +219,21 @@ def test_every_parameter_learns_and_has_a_rule(tiny):
 def test_what_cannot_be_is_refused(tiny, keys, said):
     with pytest.raises(ConfigError, match=said):
         models.spec(config.override(tiny(*KEYS), keys))
+
+
+@pytest.mark.slow
+def test_the_engine_writes_what_the_whole_says(model):
+    """Prompts that are read in one row, in chunks, and go to rows of their own."""
+    prompts = [np.arange(n, dtype=np.int32) * 7 % 250 for n in (5, 21, 1)]
+    greedy = Sampling(temperature=0, max_new_tokens=3)
+    found = [[] for _ in prompts]
+    for event in Engine(model, rows=2, chunk=8).run([Request(p, greedy) for p in prompts]):
+        found[event.request].append(event.token)
+    for prompt, new in zip(prompts, found, strict=True):
+        row = np.zeros((1, 24), np.int32)
+        row[0, : len(prompt) + 3] = [*prompt, *new]
+        out, _ = models.apply(model.cfg, model.params, row)
+        assert new == out[0, len(prompt) - 1 : len(prompt) + 2].argmax(-1).tolist()
 
 
 def test_pages_are_refused(model):
