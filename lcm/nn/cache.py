@@ -26,7 +26,7 @@ class KVCache:
     """Rows of S slots, each with the place of its token.
 
     k, v: `[B, G, S, K]`, as attention multiplies them; keys as the encoding lets them be cached.
-        The size of v may be one of its own, as in latent attention, whose two these are not.
+        The size of v may be one of its own: latent attention keeps two other things here.
     k_scale, v_scale: float32 `[B, G, S]` of int8 keys and values, else `None`.
     positions, segments: int32 `[B, S]`, segment 0 where nothing is written yet.
     used_B: int32, tokens of each row so far; padding (segment 0) takes no slot.

@@ -15,6 +15,7 @@ from lcm.nn.norm import RMSNorm
 from lcm.nn.spec import LayerSpec
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
+from lcm.positions.base import Limit
 from lcm.types import Array, Context, Hidden, Keys, Queries, Values
 
 
@@ -198,7 +199,7 @@ class LatentAttention(nnx.Module):
         k_BSGK: Keys,
         context: Context,
         k_context: Context,
-    ) -> Any:
+    ) -> Limit:
         """A function from a part over what heads share to one over all, within a layer's limits.
 
         Of a chain's temperature, which scales queries, `adapt` is what own ones are scaled by.
