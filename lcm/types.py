@@ -2,7 +2,8 @@
 
 Legend, used as a suffix of array names (`x_BLD`):
 B batch, L query length, S key length, D model width, H query heads, G key/value heads, K head size,
-F hidden width of the MLP, V vocabulary, N state, P state channels, C chunk.
+F hidden width of the MLP, V vocabulary, N state, P state channels, or values of a head where their
+size is one of their own, C chunk.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,8 @@ Array = jax.Array | np.ndarray
 Hidden = Float[Array, "B L D"]
 Queries = Float[Array, "B L H K"]
 Keys = Float[Array, "B S G K"]
-Values = Float[Array, "B S G K"]
+Values = Float[Array, "B S G P"]
+Attended = Float[Array, "B L H P"]
 Tokens = Int[Array, "B L"]
 PerToken = Int[Array, "B L"]
 Logits = Float[Array, "B L V"]

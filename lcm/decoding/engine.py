@@ -33,6 +33,7 @@ from lcm.decoding.weights import WEIGHTS, laid_out
 from lcm.errors import UserError
 from lcm.models import State, decoder
 from lcm.nn import PagedKVCache
+from lcm.nn.spec import LATENT
 from lcm.ops.attention.decode import paged
 from lcm.types import Context
 
@@ -79,6 +80,11 @@ class Engine:
             raise UserError(
                 "cache=paged keeps every token, a layer of this model keeps a window or a "
                 "recurrent state: take cache=contiguous, which keeps that alone"
+            )
+        if cache == "paged" and any(layer.mixer == LATENT for layer in self.spec.layers):
+            raise UserError(
+                "cache=paged has keys and values of one size, of which a layer of "
+                "latent_attention keeps none: take cache=contiguous, which holds its latents"
             )
 
     @functools.cached_property

@@ -58,7 +58,7 @@ def positional_heads(
     length = tokens_BL.shape[1]
     layers = models.spec(cfg).layers
     ropes = [_rope(layer.positions) for layer in layers]
-    measure = _measure(ropes[0].rotated(layers[0].head_size), distance or length // 2)
+    measure = _measure(ropes[0].rotated(layers[0].dims.head_size), distance or length // 2)
     far = np.asarray(models.probe(cfg, params, tokens_BL, measure), np.float64)
     pairs = far.shape[-1]
     scores = np.apply_along_axis(_rises, -1, far)
@@ -112,7 +112,8 @@ def without_heads(cfg: Any, params: Any, heads: list[tuple[int, int]]) -> Any:
     spec, changed = models.spec(cfg), dict(params["layers"])
     for layer, head in heads:
         kind, at = str(layer % len(spec.layers)), layer // len(spec.layers)
-        size, mixer = spec.layers[int(kind)].head_size, changed[kind]["mixer"]
+        mixer = changed[kind]["mixer"]
+        size = mixer["out"].shape[1] // spec.layers[int(kind)].heads
         out = jnp.asarray(mixer["out"]).at[at, head * size : (head + 1) * size].set(0)
         changed[kind] = {**changed[kind], "mixer": {**mixer, "out": out}}
     return {**params, "layers": changed}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lcm.errors import ConfigError
 from lcm.models import decoder
 from lcm.models.spec import ModelSpec
+from lcm.nn.spec import LATENT
 from lcm.ops.attention import Part
 from lcm.positions import PositionEncoding
 from lcm.types import Context, Tokens
@@ -36,7 +37,7 @@ def probe(
     for n in range(spec.depth):
         kind, at = n % len(spec.layers), n // len(spec.layers)
         layer = spec.layers[kind]
-        if layer.mixer != "attention":
+        if layer.mixer not in ("attention", LATENT):
             raise ValueError(f"layer {n} is {layer.mixer}, which has no scores to look at")
         own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
         block = decoder.block(layer)

@@ -12,7 +12,7 @@ from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
 from lcm.nn.experts import check_balance
 from lcm.nn.interventions import Extension
-from lcm.nn.spec import ATTENTION
+from lcm.nn.spec import ATTENTION, LATENT
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
@@ -105,7 +105,7 @@ def spec(cfg: Any) -> ModelSpec:
         )
     _one_of("model.context_attention", model.context_attention, attention.METHODS)
     _one_of("mesh.order", cfg.mesh.order, attention.ORDERS)
-    if model.extension and set(_mixers(model)) == {"attention"}:
+    if model.extension and set(_mixers(model)) <= {"attention", LATENT}:
         raise ConfigError(
             f"model.extension={model.extension!r} is of recurrent layers, and model.pattern has "
             "attention alone: leave it empty, and choose model.positions instead"
@@ -222,10 +222,10 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         extension=_extension(where, get("mixer"), get("extension"), overrides),
     )
     layer = dataclasses.replace(layer, positions=encoding.resolved(layer.dims))
-    layer.positions.check(layer.dims)
     for part in (MIXERS[layer.mixer], MLPS[layer.mlp]):
         if hasattr(part, "check"):
             part.check(layer)
+    layer.positions.check(layer.dims)
     return layer
 
 

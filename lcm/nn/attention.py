@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         params = encoding_params(self, shared)
         q_BLHK, k_BLGK, _ = self._project(params, x_BLD, context)
         parts = self.spec.positions.parts(params, q_BLHK, k_BLGK, context, context)
-        return tuple(_limited(part, self.spec) for part in parts)
+        return tuple(limited(part, self.spec) for part in parts)
 
     def _project(
         self, params: dict[str, Any], x_BLD: Hidden, context: Context
@@ -110,12 +110,7 @@ class Attention(nnx.Module):
         With `chunk`, the most tokens of one call, a layer that reaches back only so far keeps a
         ring: its first tokens and those that the queries of a call can see.
         """
-        sinks, window = reach(spec)
-        slots = sinks + window - 1 + chunk
-        sizes = spec.kv_heads, spec.head_size, dtype
-        if chunk and window and slots < length:
-            return contiguous(batch, slots, *sizes, sinks, chunk)
-        return contiguous(batch, length, *sizes)
+        return cache(spec, batch, length, dtype, chunk, spec.kv_heads, spec.head_size)
 
     @staticmethod
     def whole(spec: LayerSpec) -> bool:
@@ -133,6 +128,24 @@ class Attention(nnx.Module):
     def state_bytes(spec: LayerSpec, itemsize: int) -> int:
         """Bytes of cache that one token needs, positions and segments included."""
         return 2 * spec.kv_heads * spec.head_size * itemsize + 8
+
+
+def cache(
+    spec: LayerSpec,
+    batch: int,
+    length: int,
+    dtype: jnp.dtype,
+    chunk: int,
+    heads: int,
+    size: int,
+    v_size: int = 0,
+) -> KVCache:
+    """An empty cache of what a layer keeps of each token, whole or a ring: `init_state`."""
+    sinks, window = reach(spec)
+    slots = sinks + window - 1 + chunk
+    if chunk and window and slots < length:
+        return contiguous(batch, slots, heads, size, dtype, sinks, chunk, v_size)
+    return contiguous(batch, length, heads, size, dtype, v_size=v_size)
 
 
 def attended(
@@ -164,7 +177,7 @@ def attended(
         v_BSGK,
         context,
         k_context,
-        limit=lambda part: _limited(part, spec),
+        limit=lambda part: limited(part, spec),
         backend=spec.backend,
         over=spec.over,
     )
@@ -194,7 +207,7 @@ def _in_pages(
         return None
     found = [
         decode(part.q_BLHK, state.cache, mask=part.mask, score_mod=part.score_mod)
-        for part in (_limited(part, spec) for part in parts)
+        for part in (limited(part, spec) for part in parts)
     ]
     return attention.merge(*found).out_BLHK
 
@@ -228,7 +241,7 @@ def _is_param(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Param)
 
 
-def _limited(part: attention.Part, spec: LayerSpec) -> attention.Part:
+def limited(part: attention.Part, spec: LayerSpec) -> attention.Part:
     """The part with what the layer, not the encoding, says about attention: window and cap."""
     mask = part.mask & attention.causal()
     mask = mask & attention.window(spec.window) if spec.window else mask

@@ -10,6 +10,7 @@ from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
 from lcm.nn.experts import Experts, Told
 from lcm.nn.gla import GLA
+from lcm.nn.latent import LatentAttention
 from lcm.nn.lru import LRU
 from lcm.nn.lstm import LSTM
 from lcm.nn.mamba1 import Mamba1
@@ -40,6 +41,7 @@ from lcm.types import Array, Context, Hidden
 MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
     "shared_attention": SharedAttention,
+    "latent_attention": LatentAttention,
     "lru": LRU,
     "lstm": LSTM,
     "mamba1": Mamba1,

@@ -26,6 +26,7 @@ class KVCache:
     """Rows of S slots, each with the place of its token.
 
     k, v: `[B, G, S, K]`, as attention multiplies them; keys as the encoding lets them be cached.
+        The size of v may be one of its own: latent attention keeps two other things here.
     k_scale, v_scale: float32 `[B, G, S]` of int8 keys and values, else `None`.
     positions, segments: int32 `[B, S]`, segment 0 where nothing is written yet.
     used_B: int32, tokens of each row so far; padding (segment 0) takes no slot.
@@ -172,11 +173,21 @@ def _index(x: Array, row: Array | int, slot: Array) -> tuple:
 
 
 def contiguous(
-    batch: int, slots: int, heads: int, size: int, dtype: jnp.dtype, sinks: int = 0, chunk: int = 0
+    batch: int,
+    slots: int,
+    heads: int,
+    size: int,
+    dtype: jnp.dtype,
+    sinks: int = 0,
+    chunk: int = 0,
+    v_size: int = 0,
 ) -> KVCache:
-    """An empty cache; with `chunk` a ring of `slots` slots, `sinks` of them for the first."""
+    """An empty cache; with `chunk` a ring of `slots` slots, `sinks` of them for the first.
 
-    def numbers() -> Array:  # an array each, so that a program may be given both to overwrite
+    size: of keys, and of values where `v_size` is 0.
+    """
+
+    def numbers(size: int) -> Array:  # an array each, so that a program may overwrite both
         return jnp.zeros((batch, heads, slots, size), dtype)
 
     def scales() -> Array | None:
@@ -186,7 +197,7 @@ def contiguous(
         return jnp.zeros((batch, slots), jnp.int32)
 
     used_B = jnp.zeros(batch, jnp.int32)
-    pairs = numbers(), numbers(), scales(), scales(), places(), places()
+    pairs = numbers(size), numbers(v_size or size), scales(), scales(), places(), places()
     return KVCache(*pairs, used_B, sinks, chunk)
 
 

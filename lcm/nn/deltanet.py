@@ -15,7 +15,7 @@ from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence.reference import by_head
 from lcm.types import Array, Context, Hidden
 
-RANK = 128  # of KDA's decays and gate, at the most
+RANK = 128  # of KDA's decays and gate, at the most, if nothing is said
 
 
 class DeltaNet(LinearMixer):
@@ -106,8 +106,12 @@ class KDA(Gated):
     l_t = -exp(A_log) softplus(u W_1 W_2 + dt_bias)               a number a channel of a head
     S_t = (I - beta_t k_t k_t^T) diag(exp(l_t)) S_{t-1} + beta_t k_t v_t^T
 
-    The gate of the output is a sigmoid, of a matrix of low rank as well.
+    The gate of the output is a sigmoid, of a matrix of low rank as well. Option `rank` is that of
+    both, 0 for the width, at most 128; Kimi Linear has the size of a head, which is 128 too.
     """
+
+    OPTIONS: ClassVar[dict[str, Any]] = {**DeltaNet.OPTIONS, "rank": 0}
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 2**20)}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -138,7 +142,7 @@ class KDA(Gated):
 
 
 def _rank(spec: LayerSpec) -> int:
-    return min(RANK, spec.width)
+    return spec.option("rank") or min(RANK, spec.width)
 
 
 def normalised(x: Array) -> Array:

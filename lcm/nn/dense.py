@@ -117,6 +117,11 @@ class Int8:
     def shape(self) -> tuple[int, ...]:
         return self.q.shape
 
+    @property
+    def wide(self) -> Array:
+        """The matrix that it stands for, float32."""
+        return self.q.astype(jnp.float32) * self.scale_F
+
     def __getitem__(self, index: Any) -> Any:
         """Rows of a table in float32; itself, where a parameter is asked for its array."""
         if index is Ellipsis:

@@ -15,6 +15,9 @@ from lcm.nn.mlp import SwiGLU
 from lcm.nn.spec import LayerSpec
 from lcm.types import Array, Hidden, PerToken
 
+SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+LEAST = 1e-20  # beside sums that are divided by: sigmoids may all be 0
+
 
 class Load(NamedTuple):
     """What the router of a layer did, summed over tokens; R such layers are stacked, `[R, ...]`.
@@ -73,7 +76,7 @@ def check_balance(layers: Sequence[LayerSpec]) -> None:
 
 
 class Experts(nnx.Module):
-    """Top-k of softmax scores choose among E gated MLPs (arXiv:1701.06538; arXiv:2403.19887).
+    """Top-k of scores choose among E gated MLPs (arXiv:1701.06538; arXiv:2403.19887).
 
         p = softmax(x W_router)                                      float32, over all E
         y = sum_{e in top k} p_e (silu(x W_gate,e) * x W_up,e) W_down,e
@@ -83,6 +86,11 @@ class Experts(nnx.Module):
     sigmoid(x W_shared_gate), 0 for none: both as in Qwen3-Next. No token is dropped: rows are
     sorted by expert and multiplied as they lie (`jax.lax.ragged_dot`). `balance` is the coefficient
     of `imbalance` in the loss of training, 0 for none.
+
+    As in DeepSeek-V3 (arXiv:2412.19437, section 2.1.2) and Kimi Linear, `scores=sigmoid` has
+    p = sigmoid(x W_router), `corrected` adds a bias of each expert to what the top k are chosen by,
+    though not to p, `scale` multiplies p at last, and `shared_gate=False` adds the shared one as it
+    is. Choices have no gradient, so that training leaves such a bias as it was loaded.
     """
 
     matrices = 3
@@ -92,12 +100,17 @@ class Experts(nnx.Module):
         "normed": False,
         "shared": 0,
         "balance": 0.0,
+        "scores": "softmax",
+        "corrected": False,
+        "scale": 1.0,
+        "shared_gate": True,
     }
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "count": (1, 2**16),
         "top": (1, 2**16),
         "shared": (0, 2**31),
         "balance": (0.0, 1e3),
+        "scale": (1e-6, 1e6),
     }
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -108,11 +121,14 @@ class Experts(nnx.Module):
         self.expert_down = matrix(rngs, count, *sizes[::-1], depth=spec.depth)
         if spec.mlp_option("shared"):
             self.shared = SwiGLU(dataclasses.replace(spec, hidden=spec.mlp_option("shared")), rngs)
-            self.shared_gate = matrix(rngs, spec.width, 1)
+            if spec.mlp_option("shared_gate"):
+                self.shared_gate = matrix(rngs, spec.width, 1)
+        if spec.mlp_option("corrected"):
+            self.choice_bias = nnx.Param(jnp.zeros(count))
 
     @staticmethod
     def check(spec: LayerSpec) -> None:
-        """Refuses more choices than there are experts, and biases."""
+        """Refuses more choices than there are experts, biases, and scores that are unknown."""
         if "up" in BIASES[spec.biases]:
             raise ConfigError(
                 f"model.biases={spec.biases} gives an MLP biases, of which experts have none: "
@@ -123,6 +139,16 @@ class Experts(nnx.Module):
             raise ConfigError(
                 f"model.mlp_options=top={top} chooses among count={count} experts: take at most "
                 f"top={count}"
+            )
+        scores = spec.mlp_option("scores")
+        if scores not in SCORES:
+            raise ConfigError(
+                f"model.mlp_options=scores={scores} is unknown: choose from {', '.join(SCORES)}"
+            )
+        if not spec.mlp_option("shared_gate") and not spec.mlp_option("shared"):
+            raise ConfigError(
+                "model.mlp_options=shared_gate=False with shared=0, where there is nothing to "
+                "gate: give the width of the shared expert, as in shared=1024"
             )
 
     def __call__(self, x_BLD: Hidden) -> Hidden:
@@ -149,23 +175,39 @@ class Experts(nnx.Module):
         y_NTD = y_MD[jnp.argsort(order_M)].reshape(rows, top, -1)
         y_ND = (y_NTD * share_NT[..., None]).sum(1).astype(x_ND.dtype)
         if self.spec.mlp_option("shared"):
-            y_ND += self.shared(x_ND) * jax.nn.sigmoid(dense(x_ND, self.shared_gate[...]))
+            shared_ND = self.shared(x_ND)
+            if self.spec.mlp_option("shared_gate"):
+                shared_ND *= jax.nn.sigmoid(dense(x_ND, self.shared_gate[...]))
+            y_ND += shared_ND
         return y_ND.reshape(x_BLD.shape)
 
     def _chosen(self, x_BLD: Hidden) -> tuple[Array, Array, Array]:
-        """Probabilities, float32, and shares and numbers of the experts of each token, `[N, T]`."""
-        x_ND = x_BLD.reshape(-1, x_BLD.shape[-1])
-        p_NE = jax.nn.softmax(dense(x_ND.astype(jnp.float32), self.router[...]))
-        share_NT, expert_NT = jax.lax.top_k(p_NE, self.spec.mlp_option("top"))
-        if self.spec.mlp_option("normed"):
-            share_NT /= share_NT.sum(-1, keepdims=True)
+        """Probabilities, float32, and shares and numbers of the experts of each token, `[N, T]`.
+
+        Of sigmoids, which sum to no 1, probabilities are their shares in the sum over all E
+        (DeepSeek-V3, equation 19).
+        """
+        option, x_ND = self.spec.mlp_option, x_BLD.reshape(-1, x_BLD.shape[-1])
+        p_NE = SCORES[option("scores")](dense(x_ND.astype(jnp.float32), self.router[...]))
+        if option("corrected"):
+            _, expert_NT = jax.lax.top_k(p_NE + self.choice_bias[...], option("top"))
+            share_NT = jnp.take_along_axis(p_NE, expert_NT, -1)
+        else:
+            share_NT, expert_NT = jax.lax.top_k(p_NE, option("top"))
+        if option("normed"):
+            share_NT /= share_NT.sum(-1, keepdims=True) + LEAST
+        if option("scale") != 1:
+            share_NT *= option("scale")
+        if option("scores") == "sigmoid":
+            p_NE /= p_NE.sum(-1, keepdims=True) + LEAST
         return p_NE, share_NT, expert_NT
 
     @staticmethod
     def flops(spec: LayerSpec) -> float:
         """Matmul FLOPs of one token's forward pass: of the experts that it goes through."""
         columns = spec.mlp_option("top") * spec.hidden + spec.mlp_option("shared")
-        gates = spec.mlp_option("count") + bool(spec.mlp_option("shared"))
+        gated = bool(spec.mlp_option("shared")) and spec.mlp_option("shared_gate")
+        gates = spec.mlp_option("count") + gated
         return 2 * spec.width * (3 * columns + gates)
 
 

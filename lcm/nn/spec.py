@@ -7,8 +7,8 @@ from lcm.nn.interventions import Extension
 from lcm.ops.attention import Spread
 from lcm.positions import Dims, PositionEncoding
 
-SHARED = "shared_attention"
-ATTENTION = "attention", SHARED
+SHARED, LATENT = "shared_attention", "latent_attention"
+ATTENTION = "attention", SHARED, LATENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,4 +75,9 @@ class LayerSpec:
 
     @property
     def dims(self) -> Dims:
-        return Dims(self.width, self.heads, self.kv_heads, self.head_size, self.length)
+        """The sizes that positions are for: of latent attention those of the part of keys that
+        heads share, half a head where nothing is said."""
+        size = self.head_size
+        if self.mixer == LATENT:
+            size = self.option("shared") or size // 2
+        return Dims(self.width, self.heads, self.kv_heads, size, self.length)

@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(x|y|z)$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/\w+/mixer/(b|bc|c|dt|beta|a|i|f|trap|angle)$", PartitionSpec(None, "fsdp")),
     (r"layers/\w+/mixer/(decay|gate|rate|value|mix|[qkv]|mlp)_down$", PartitionSpec(None, "fsdp")),
+    (r"layers/\w+/mixer/(latent|shared)$", PartitionSpec(None, "fsdp")),  # of all heads
     (r"layers/\w+/mixer/(decay|gate|rate|value|[qkv]|up)_up$", PartitionSpec(None, None, "tensor")),
     (r"layers/\w+/mixer/linear$", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks/\w+/(q|k|v|mlp/gate|mlp/up)$", PartitionSpec("fsdp", "tensor")),  # used by layers
@@ -54,7 +55,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
         PartitionSpec(),
     ),
     (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon
-    (r"(norm/(scale|bias)|(out|down)_bias|positions/.+)$", PartitionSpec()),
+    (r"(norm/(scale|bias)|(out|down|choice)_bias|positions/.+)$", PartitionSpec()),
 )
 
 

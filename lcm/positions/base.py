@@ -8,7 +8,7 @@ import jax
 
 from lcm.errors import ConfigError
 from lcm.ops.attention import Part, attend
-from lcm.types import Context, Hidden, Keys, Queries, Values
+from lcm.types import Attended, Context, Hidden, Keys, Queries, Values
 
 Params = dict
 Limit = Callable[[Part], Part]
@@ -160,7 +160,7 @@ class PositionEncoding:
         *,
         limit: Limit = lambda part: part,
         **options: Any,
-    ) -> Queries:
+    ) -> Attended:
         """Attention by `parts`, each limited by what the layer asks for: its window, its cap.
 
         Only an encoding that reads scores or chooses keys does otherwise. `options` are those of

@@ -8,7 +8,7 @@ import jax
 from lcm.errors import ConfigError
 from lcm.ops.attention import Part
 from lcm.positions.base import About, Dims, Limit, Params, PositionEncoding
-from lcm.types import Context, Hidden, Keys, Queries, Values
+from lcm.types import Attended, Context, Hidden, Keys, Queries, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Chain(PositionEncoding):
         *,
         limit: Limit = lambda part: part,
         **options: Any,
-    ) -> Queries:
+    ) -> Attended:
         own = params.get("first", {})
         return self.second.attend(
             _of_second(params),

@@ -19,8 +19,9 @@ from lcm.pretrained.source import Source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ALIGNED = 64  # bytes; a CPU takes buffers that begin at a multiple as they are, without a copy
-# What stays float32: scales near 1, and rates, which count once for each token.
-EXACT = ("norm/scale", "/A_log", "/a_param", "/dt_bias")
+# What stays float32: scales near 1, rates, which count once for each token, and what choices among
+# experts hang on.
+EXACT = ("norm/scale", "/A_log", "/a_param", "/dt_bias", "/choice_bias")
 Span = tuple[tuple[int, int], ...]
 
 
@@ -87,6 +88,7 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
 def _trained_length(hf: dict[str, Any]) -> int:
     """The context a model was trained to read, by the names that families have for it."""
     names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
+    names += ("model_max_length",)
     found = [hf[name] for name in names if hf.get(name)]
     if not found:
         raise ConfigError(f"the config has none of {', '.join(names)}: add the trained context")

@@ -56,6 +56,40 @@ def test_each_token_goes_through_its_experts(layer, more):
     assert len(set(np.argsort(-scores)[:, :TOP].ravel())) > TOP  # tokens differ in their experts
 
 
+def test_sigmoids_whose_choice_a_bias_corrects(layer):
+    """The bias decides who is chosen, not how much it counts (arXiv:2412.19437, eq. 12-16)."""
+    options = "scores=sigmoid,corrected=True,normed=True,scale=2.5,shared=12,shared_gate=False"
+    spec, mlp = layer(f"count={COUNT},top={TOP},{options}")
+    p = jax.tree.map(np.float64, mlp.init(jax.random.key(0)))
+    random = np.random.default_rng(0)
+    x, p["choice_bias"] = random.standard_normal((2, 7, D)), 0.5 * random.standard_normal(COUNT)
+    got = mlp.apply(jax.tree.map(jnp.float32, p), jnp.float32(x))
+    scores = sigmoid(x @ p["router"])
+    chosen = np.argsort(-(scores + p["choice_bias"]))[..., :TOP]
+    assert (chosen != np.argsort(-scores)[..., :TOP]).any()
+    own = p["shared"]
+    want = (silu(x @ own["gate"]) * (x @ own["up"])) @ own["down"]
+    for at in np.ndindex(2, 7):
+        total = scores[at][chosen[at]].sum()
+        for e in chosen[at]:
+            hidden = silu(x[at] @ p["expert_gate"][e]) * (x[at] @ p["expert_up"][e])
+            want[at] += 2.5 * scores[at][e] / total * (hidden @ p["expert_down"][e])
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    assert Experts.flops(spec) == 2 * D * (3 * (TOP * F + SHARED) + COUNT)
+
+
+def test_the_load_of_sigmoids_is_of_their_shares(layer):
+    """An expert's P is its part of a token's scores (arXiv:2412.19437, equation 19)."""
+    _, mlp = layer(f"count={COUNT},top={TOP},scores=sigmoid,corrected=True")
+    params = mlp.init(jax.random.key(0))
+    params["choice_bias"] = jnp.arange(COUNT) * 10.0  # the last ones are always chosen
+    x = jnp.float32(np.random.default_rng(0).standard_normal((1, 6, D)))
+    _, load = mlp.apply(params, x, jnp.int32([[1, 1, 1, 1, 0, 0]]), method="told")
+    scores = sigmoid(np.float64(x[0, :4]) @ np.float64(params["router"]))
+    np.testing.assert_allclose(load.p_E, (scores / scores.sum(-1, keepdims=True)).sum(0), rtol=1e-5)
+    assert load.chosen_E.tolist() == [0] * (COUNT - TOP) + [4] * TOP
+
+
 def test_router_and_chosen_experts_learn(layer):
     _, mlp = layer(f"count={COUNT},top={TOP},shared={SHARED}")
     params = mlp.init(jax.random.key(0))
@@ -78,6 +112,9 @@ def test_flops_are_those_of_the_experts_that_are_used(layer):
     [
         (["model.mlp_options=top=9"], "top=9 chooses among count=8"),
         (["model.mlp_options=tops=2"], "this MLP has count, top, normed, shared, balance"),
+        (["model.mlp_options=scores=tanh"], "scores=tanh is unknown: choose from softmax, sigmoid"),
+        (["model.mlp_options=shared_gate=False"], "shared_gate=False with shared=0"),
+        (["model.mlp_options=scale=0"], "scale=0.0 must lie from"),
         (["model.mlp_options=count=0"], "count=0 must lie from 1"),
         (["model.biases=mlp"], "biases=mlp gives an MLP biases"),
         (["model.mlp=swiglu", "model.mlp_options=top=2"], "this MLP has none"),

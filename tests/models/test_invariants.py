@@ -51,6 +51,15 @@ VARIANTS = {
         "model.hidden=24",
         "model.mlp_options=count=5,top=2,normed=True,shared=12",
     ],
+    "latent attention": [
+        "model.pattern=latent_attention",
+        "model.options=rank=40,shared=4,values=2,query_rank=9",  # chunks expand it, steps do not
+    ],
+    "experts by sigmoid": [
+        "model.mlp=experts",
+        "model.hidden=24",
+        "model.mlp_options=count=5,shared=12,scores=sigmoid,corrected=True,shared_gate=False",
+    ],
     "pattern with a rest": [
         "model.depth=5",
         "model.pattern=attention,local,bare",
@@ -108,7 +117,7 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 # One of each kind of state.
 VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
 VECTORS += ("rwkv-4",)
-ALIKE = "plain", "mamba-2", "mamba-3, many", "windows", "zamba-2"
+ALIKE = "plain", "latent attention", "mamba-2", "mamba-3, many", "windows", "zamba-2"
 SHAPES = [("rope", v) for v in (*ALIKE, *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
 # gradients say it once more, and take longest to compile.
@@ -118,7 +127,7 @@ GRADIENTS = [
     if case[1] in ALONE and case[1] not in ("mamba-2", "mamba-3, many", "kda")
     else case
     for case in CASES
-    if case[1] != "experts"  # ragged_dot has no vmap, which jacobians are made by
+    if "experts" not in case[1]  # ragged_dot has no vmap, which jacobians are made by
 ]
 
 
@@ -167,7 +176,7 @@ def test_causal_through_gradients(model):
     assert np.all(np.diag(effect) > 0)
 
 
-@pytest.mark.quick("rope-plain", "rope-griffin", "rope-gated_deltanet")
+@pytest.mark.quick("rope-plain", "rope-griffin", "rope-gated_deltanet", "rope-latent attention")
 def test_packed_row_equals_documents_alone(model):
     """Each document alone stands in a row of the same length, the rest of it padding."""
     cfg, params = model
@@ -208,6 +217,7 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     "rope-gated_deltanet-chunks",
     "rope-griffin-chunks",
     "rope-rwkv-7-chunks",
+    "rope-latent attention-*",
 )
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
 def test_prefill_chunks_and_steps_equal_the_whole(model, chunks):

@@ -103,6 +103,7 @@ def _output(name, layer, p, u, y):
 OPTIONS = {
     "linear_attention": ["model.options=normaliser=True"],
     "deltanet": ["model.options=negative=True"],
+    "kda": ["model.options=rank=5"],
     "mlstm": ["model.options=input_bias=-1.0"],
 }
 

@@ -200,6 +200,22 @@ def test_memory_grows_with_length_not_its_square():
     assert temporary(32_768) < 32_768**2 * 4 / 100
 
 
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_values_of_another_size_than_keys(backend):
+    """Each column of values is summed by itself: those of zeros change nothing."""
+    q, k, v = arrays(length=40, slots=40)
+
+    def loss(v, width):
+        out = attend([Part(q, k)], jnp.pad(v, [(0, 0)] * 3 + [(0, width)]), backend=backend)
+        return (jnp.sin(out) * jnp.arange(40.0)[:, None, None]).sum(), out
+
+    both = jax.value_and_grad(loss, has_aux=True)
+    ((_, want), d_want), ((_, got), d_got) = both(v[..., :5], v.shape[-1] - 5), both(v[..., :5], 0)
+    assert got.shape == (*q.shape[:-1], 5) and d_got.shape[-1] == 5
+    np.testing.assert_allclose(got, want[..., :5], atol=1e-5)
+    np.testing.assert_allclose(d_got, d_want, atol=1e-4)
+
+
 def test_auto_is_a_backend():
     q, k, v = arrays(length=40, slots=40)
     np.testing.assert_allclose(

@@ -15,6 +15,7 @@ import optax
 from lcm import config, models, nn, parallel
 from lcm.aot import hlo
 from lcm.models import decoder
+from lcm.nn.spec import ATTENTION
 from lcm.ops import attention, recurrence
 from lcm.ops.attention import blockwise
 from lcm.training.step import TrainState, make_step
@@ -33,6 +34,7 @@ BASE = [
 ]
 RING, GATHER, ULYSSES = (f"model.context_attention={how}" for how in ("ring", "gather", "ulysses"))
 ZIGZAG, STRIPED = "mesh.order=zigzag", "mesh.order=striped"
+LATENT = "model.pattern=('latent_attention',)", "model.kv_heads=4", "model.options=values=6"
 HYBRID = "model.pattern=('rglru', 'attention')"
 
 
@@ -76,8 +78,10 @@ MODELS = {
             *on(context=4, fsdp=2),
         ]
         for name in nn.MIXERS
-        if name not in ("attention", "shared_attention", "mamba2", "rglru")
+        if name not in (*ATTENTION, "mamba2", "rglru")
     },
+    "mixer latent_attention": [*LATENT, *on(context=4, fsdp=2)],
+    "latent ring zigzag": [*LATENT, RING, ZIGZAG, *on(context=2, fsdp=2, tensor=2)],
     "windows of recurrences": [
         "model.pattern=('mamba1', 's4d', 'mamba3', 'gla')",
         "model.depth=4",

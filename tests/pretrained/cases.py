@@ -76,6 +76,16 @@ def jamba(**keys: Any) -> dict[str, Any]:
     return model("jamba", **{**own, **turns, **keys})
 
 
+def kimi_linear(**keys: Any) -> dict[str, Any]:
+    """One MLP in the first layer, experts in the others; no two sizes alike."""
+    heads = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "kv_lora_rank": 12}
+    delta = {"linear_head_dim": 10, "linear_num_heads": 3, "layer_types": MIXED}
+    chosen = {"num_experts": 5, "num_experts_per_token": 2, "num_shared_experts": 2}
+    own = {"num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 20}
+    made = model("kimi_linear", **{**own, **heads, **delta, **chosen, **keys})
+    return {**made, "model_max_length": made.pop("max_position_embeddings")}
+
+
 def zamba(*names: str, **keys: Any) -> dict[str, Any]:
     mamba = {"n_mamba_heads": 4, "mamba_d_state": 8, "chunk_size": 16}
     own = {"num_key_value_heads": 4, "adapter_rank": 3, "layers_block_type": list(names), **mamba}
@@ -232,9 +242,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "xlstm", num_heads=4, v_dim_factor=1.5, ffn_round_up_to_multiple_of=8, gate_soft_cap=5.0
     ),
     "qwen3_5": delta("qwen3_5_text", tie_word_embeddings=True),
+    "kimi_linear": kimi_linear(rms_norm_eps=0.05),  # far from that of latents
+    "kimi_linear, query rank": kimi_linear(
+        num_hidden_layers=2,
+        layer_types=MIXED[:2],
+        mlp_layer_types=["sparse", "dense"],
+        q_lora_rank=7,
+        moe_renormalize=False,
+        num_shared_experts=1,
+        routed_scaling_factor=0.8,
+    ),
 }
 # Second cases of families that have one among the others.
-SECOND = ("olmo_hybrid, rope", "granite, rope")
+SECOND = ("olmo_hybrid, rope", "granite, rope", "kimi_linear, query rank")
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")
 

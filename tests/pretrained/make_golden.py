@@ -28,8 +28,9 @@ def reference(name: str):
     config = transformers.AutoConfig.for_model(**json.loads(json.dumps(cases.CONFIGS[name])))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            kind = cases.CONFIGS[name]["model_type"]
+        stored, kind = model.state_dict(), cases.CONFIGS[name]["model_type"]
+        buffers = [(key, x) for key, x in model.named_buffers() if key in stored]
+        for key, parameter in [*model.named_parameters(), *buffers]:
             parameter.copy_(torch.from_numpy(_filled(_stored(kind, key), parameter.shape)))
     return model.eval()
 
@@ -49,6 +50,11 @@ STORED = {
         ".post_attention_layernorm.": ".feedforward_layer_norm.",
         ".conv1d.": ".qkv_conv1d.",
     },
+    "kimi_linear": {
+        ".mlp.": ".block_sparse_moe.",
+        ".forget_gate.": ".",
+        ".conv1d.": ".qkv_conv1d.",
+    },
 }
 
 
@@ -60,6 +66,7 @@ def _stored(kind: str, key: str) -> str:
 
 
 HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+NUMBERED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}  # as Kimi Linear has them
 
 
 def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -71,7 +78,7 @@ def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if ".experts." not in key:
         return cases.tensor(key, shape)
     home, _, what = key.rpartition(".")
-    halves, (count, rows, columns) = HALVES[what], shape
+    halves, (count, rows, columns) = (NUMBERED if "sparse_moe" in key else HALVES)[what], shape
     size = rows // len(halves), columns
     tensors = [
         [cases.tensor(f"{home}.{e}.{half}.weight", size) for half in halves] for e in range(count)

@@ -9,11 +9,12 @@ from lcm import models, parallel, training
 from lcm.errors import ConfigError
 from lcm.models import initial
 from lcm.nn import MIXERS
+from lcm.nn.spec import ATTENTION
 from lcm.training import carry
 from lcm.types import Batch
 
 SMALL = "model.depth=1", "model.width=16", "model.mlp=none", "train.warmup=0", "train.batch=4"
-RECURRENT = sorted(set(MIXERS) - {"attention", "shared_attention"})
+RECURRENT = sorted(set(MIXERS) - {*ATTENTION})
 
 
 def batch_of(tokens, start=0):

@@ -11,7 +11,7 @@ from lcm.ops.attention.normaliser import SOFTMAX, Normaliser, Softplus
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.spread import Spread
 from lcm.ops.platform import platform
-from lcm.types import Context, Queries, Values
+from lcm.types import Attended, Context, Queries, Values
 
 
 class Backend(NamedTuple):
@@ -53,7 +53,7 @@ def attend(
     normaliser: Normaliser = SOFTMAX,
     backend: str = "auto",
     over: Spread = Spread(),  # noqa: B008, frozen
-) -> Queries:
+) -> Attended:
     """Attention over values that parts share, by one softmax over the union of their scores.
 
     A key that two parts show to a query counts twice, as in a concatenation of the parts along the
@@ -64,7 +64,7 @@ def attend(
     Args:
         parts: each with its own queries `[B, L, H, K]`, keys `[B, S, G, K]`, mask, score
             modification and block map.
-        v_BSGK: values, shared by the parts.
+        v_BSGK: values, shared by the parts; their size may be one of their own, P.
         q_context: where the queries stand; by default the last L of S places of one document.
         k_context: where the keys stand; by default 0 to S - 1 of one document.
         scale: factor on the scores before `score_mod`; 1/sqrt(K) by default.
@@ -73,7 +73,7 @@ def attend(
         over: how it goes over the mesh axis `context`, and in which order tokens lie on it.
 
     Returns:
-        `[B, L, H, K]` in the dtype of the values; zero where a query sees no key. Sums are float32.
+        `[B, L, H, P]` in the dtype of the values; zero where a query sees no key. Sums are float32.
 
     Raises:
         ValueError: if shapes do not fit, or the backend is unknown or not for this platform.

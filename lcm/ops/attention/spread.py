@@ -295,7 +295,8 @@ def _ring(plan: _Plan, q: tuple, weights: tuple, kv: tuple, where: tuple) -> Par
 
     # A copy, as backends take one context for queries and keys as a sign of tokens in order.
     k_where = Context(*where[0])
-    total = Partial(jnp.zeros(q[0].shape, jnp.float32), jnp.full(q[0].shape[:3], -jnp.inf))
+    rows = q[0].shape[:3]
+    total = Partial(jnp.zeros((*rows, kv[1].shape[-1])), jnp.full(rows, -jnp.inf))
     (_, _, total), _ = jax.lax.scan(step, (kv, k_where, total), None, length=plan.shards)
     return Partial(total.out_BLHK.astype(kv[1].dtype), total.lse_BLH)
 

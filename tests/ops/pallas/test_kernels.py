@@ -57,6 +57,15 @@ def test_masks_on_packed_rows(name):
     close(*both(make, arrays(300, 300), where, where))
 
 
+@pytest.mark.parametrize("size, values", [(24, 16), pytest.param(8, 40, marks=pytest.mark.slow)])
+def test_values_of_another_size_than_keys(size, values):
+    where = rows((150, 80, 40), (290,), total=300)
+    (q, k, _), (_, _, v) = arrays(300, 300, size=size), arrays(300, 300, size=values)
+    found, expected = both(lambda q, k, v: ([Part(q, k)], v), (q, k, v), where, where)
+    assert found[0].shape[-1] == values
+    close(found, expected)
+
+
 @pytest.mark.quick("2-1-144*")
 @pytest.mark.parametrize(
     "heads, kv_heads, size, mod, dtype",

@@ -55,6 +55,7 @@ def attend(
 
     If `q_context is k_context`, positions must increase
     from token to token within a segment, as in packed rows: then tiles are skipped by index.
+    Kernels have one size of head: of keys and values the smaller ones are filled up with zeros.
 
     known: the result over these keys and others. It is given back, and its gradient goes to these.
 
@@ -63,7 +64,8 @@ def attend(
             that looks up more by position than a kernel can.
     """
     length, heads = parts[0].q_BLHK.shape[1:3]
-    kv_heads = v_BSGK.shape[2]
+    kv_heads, own = v_BSGK.shape[2:]
+    size = max(own, parts[0].q_BLHK.shape[-1])
     mapped = [part.blocks for part in parts if part.blocks is not None]
     queries, keys = sides = _sides(parts)
     q_info, rows = _known_of_queries(parts, q_context, queries)
@@ -98,10 +100,10 @@ def attend(
     def query_blocks(part: Part) -> Array:
         factor = scale if part.score_mod is not None else scale * LOG2E
         q = (part.q_BLHK.astype(jnp.float32) * factor).astype(part.q_BLHK.dtype)
-        return _padded(q, queries).transpose(0, 2, 1, 3)
+        return _padded(_wide(q, size), queries).transpose(0, 2, 1, 3)
 
     def key_blocks(k_BSGK: Array) -> Array:
-        return _padded(k_BSGK, keys).transpose(0, 2, 1, 3)
+        return _padded(_wide(k_BSGK, size), keys).transpose(0, 2, 1, 3)
 
     inputs = _Inputs(
         tuple(query_blocks(part) for part in parts),
@@ -117,9 +119,10 @@ def attend(
         out, lse = _attention(plan, inputs, places)
     else:
         lse = jnp.pad(known.lse_BLH, ((0, 0), (0, -length % queries), (0, 0)))
-        result = _padded(known.out_BLHK, queries).transpose(0, 2, 1, 3), lse.transpose(0, 2, 1)
-        out, lse = _known(plan, inputs, places, result)
-    return Partial(out.transpose(0, 2, 1, 3)[:, :length], lse.transpose(0, 2, 1)[:, :length])
+        out = _padded(_wide(known.out_BLHK, size), queries).transpose(0, 2, 1, 3)
+        out, lse = _known(plan, inputs, places, (out, lse.transpose(0, 2, 1)))
+    out = out.transpose(0, 2, 1, 3)[:, :length]
+    return Partial(out if own == size else out[..., :own], lse.transpose(0, 2, 1)[:, :length])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -301,3 +304,9 @@ def _padded(x: Array, block: int) -> Array:
     """Axis 1 padded with zeros to a multiple of the block."""
     missing = -x.shape[1] % block
     return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
+
+
+def _wide(x: Array, size: int) -> Array:
+    """The last axis padded with zeros to a size."""
+    missing = size - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x
