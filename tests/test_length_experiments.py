@@ -88,6 +88,7 @@ def test_larger_scales_are_valid(scale):
         assert set(lengths) == {32}  # one compilation for all
 
 
+@pytest.mark.slow
 def test_addition_runs_and_shows_each_seed(tmp_path, capsys):
     reproduce.run("addition_fire", tmp_path, "tiny")
     result = json.loads((tmp_path / "results.json").read_text())

@@ -44,7 +44,7 @@ def layer(tiny):
         leaves, tree = jax.tree.flatten(params)
         random = np.random.default_rng(0)
         leaves = [x + 0.05 * random.standard_normal(x.shape, np.float32) for x in leaves]
-        return spec, made.apply, jax.tree.unflatten(tree, leaves)
+        return spec, jax.jit(made.apply), jax.tree.unflatten(tree, leaves)
 
     return make
 

@@ -169,7 +169,7 @@ def test_causal_through_gradients(model):
         out, _ = models.decoder.apply(spec, changed, jnp.arange(LENGTH)[None], at, None)
         return out[0, :, -1]  # a column of the output that no input token uses
 
-    jacobian = jax.jacrev(logits)(jnp.zeros_like(params["embedding"]["table"]))
+    jacobian = jax.jit(jax.jacrev(logits))(jnp.zeros_like(params["embedding"]["table"]))
     effect = np.abs(np.asarray(jacobian))[:, :LENGTH].sum(-1)
     assert table.shape[0] == LENGTH
     assert np.all(effect[np.triu_indices(LENGTH, 1)] == 0)

@@ -131,17 +131,16 @@ def test_a_first_layer_hands_its_values_on(tiny):
 
     x_BLD = params["embedding"]["table"][row]
     context = models.default_context(row.shape)
-    layer, values = models.decoder.block(spec.layers[0]), None
+    run, values = models.decoder.block(spec.layers[0]).apply, None
+    run = jax.jit(run, static_argnames="method")
     for n in range(2):
         own = jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]["0"])
         if n == 0:
-            values = layer.apply(own, x_BLD, context, None, method="first_values")
-        x_BLD, _ = layer.apply(own, x_BLD, context, None, {"values": values})
+            values = run(own, x_BLD, context, None, method="first_values")
+        x_BLD, _ = run(own, x_BLD, context, None, {"values": values})
     got = models.decoder.logits(spec, params, models.decoder.final_norm(spec, params, x_BLD))
     np.testing.assert_allclose(got, want, atol=1e-5)
-    without = [
-        layer.apply(own, x_BLD, context, None, shared)[0] for shared in ({}, {"values": values})
-    ]
+    without = [run(own, x_BLD, context, None, shared)[0] for shared in ({}, {"values": values})]
     assert np.abs(without[0] - without[1]).max() > 1e-3
 
 

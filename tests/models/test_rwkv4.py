@@ -25,7 +25,7 @@ def layer(tiny, *keys):
     u_BLD, context = draw.standard_normal((2, LENGTH, WIDTH)), models.default_context((2, LENGTH))
     segments_L = np.where(np.arange(LENGTH) < CUT, 1, 2) * (np.arange(LENGTH) < END)
     segments_BL = jnp.broadcast_to(segments_L, (2, LENGTH))
-    return spec, made.apply, params, u_BLD, context._replace(segments_BL=segments_BL)
+    return spec, jax.jit(made.apply), params, u_BLD, context._replace(segments_BL=segments_BL)
 
 
 def twin(p, u_LD, window=LENGTH):

@@ -59,7 +59,7 @@ def test_a_use_is_what_its_paper_defines(model):
     x, e = np.random.default_rng(0).standard_normal((2, 13, 32))
     shared = {"block": jax.tree.map(jnp.float32, block), "embedding": jnp.float32(e)[None]}
     context = models.default_context((1, 13))
-    run = models.decoder.block(layer).apply
+    run = jax.jit(models.decoder.block(layer).apply)
     got, _ = run(jax.tree.map(jnp.float32, own), jnp.float32(x)[None], context, None, shared)
 
     a = own["mixer"]
@@ -88,7 +88,7 @@ def test_the_next_layer_reads_it_and_the_stream_does_not_have_it(model):
     layers, context = spec.layers, models.default_context((1, 13))
     x, y = jax.random.normal(jax.random.key(0), (2, 1, 13, 32))
     own = jax.tree.map(lambda leaf: leaf[0], params["layers"]["1"])
-    run = models.decoder.block(layers[1]).apply
+    run = jax.jit(models.decoder.block(layers[1]).apply)
     beside, _ = run(own, x, context, None, {"aside": y})
     added, _ = run(own, x + y, context, None, {})
     np.testing.assert_allclose(beside - x, added - (x + y), atol=1e-5)

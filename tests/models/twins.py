@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lcm import models
 from lcm.nn import MIXERS
+from lcm.nn.functional import functional
 
 LENGTH, WIDTH, HEADS, N = 13, 16, 2, 8
 P = 2 * WIDTH // HEADS
@@ -31,11 +31,10 @@ def mixer(tiny, name, *keys):
     params = jax.tree.map(noisy, jax.tree.map(np.asarray, params))
 
     def run(u_LD, shared=None):
-        graph, _ = nnx.split(nnx.eval_shape(lambda: MIXERS[name](layer, nnx.Rngs(0))))
+        apply = jax.jit(functional(lambda rngs: MIXERS[name](layer, rngs)).apply)
         single = jax.tree.map(jnp.float32, params)
         context = models.default_context((1, len(u_LD)))
-        made = nnx.merge(graph, nnx.State(single))
-        return np.asarray(made(jnp.float32(u_LD)[None], context, None, shared or {})[0][0])
+        return np.asarray(apply(single, jnp.float32(u_LD)[None], context, None, shared or {})[0][0])
 
     return layer, params, run
 

@@ -151,13 +151,13 @@ def test_inverse_where_squares_would_overflow():
     """Of a matrix of ones it is known; entries of its powers come to 10^37."""
     strict = -jnp.tril(jnp.ones((128, 128)), -1)
     want = np.eye(128) - np.eye(128, k=-1)
-    np.testing.assert_allclose(inverse(strict), want, atol=1e-6)
+    run = jax.jit(inverse)
+    np.testing.assert_allclose(run(strict), want, atol=1e-6)
     (some,) = arrays(0, (3, 21, 21))
     some = jnp.tril(some, -1) * 0.3
-    np.testing.assert_allclose(
-        inverse(some), np.linalg.inv(np.eye(21) - some), rtol=1e-4, atol=1e-4
-    )
-    found, (gradient,) = np.linalg.inv(np.eye(21) - some), jax.vjp(inverse, some)[1](some + 1)
+    found = np.linalg.inv(np.eye(21) - some)
+    np.testing.assert_allclose(run(some), found, rtol=1e-4, atol=1e-4)
+    (gradient,) = jax.jit(lambda x, d: jax.vjp(inverse, x)[1](d))(some, some + 1)
     want = found.swapaxes(1, 2) @ np.asarray(some + 1) @ found.swapaxes(1, 2)  # of X' = X dA X
     np.testing.assert_allclose(gradient, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
 
@@ -201,11 +201,12 @@ def test_maxima_are_those_token_by_token(share):
     for t in range(L):
         m = np.maximum(np.where(reset[:, t, None], -np.inf, np.float64(f[:, t]) + m), i[:, t])
         want.append(m)
-    got, last = op_max(i, f, m0, reset)
+    run = jax.jit(op_max)
+    got, last = run(i, f, m0, reset)
     np.testing.assert_allclose(got, np.stack(want, 1), atol=1e-5)
     np.testing.assert_array_equal(last, got[:, -1])
-    _, last = op_max(i[:, :20], f[:, :20], m0, reset[:, :20])
-    again, _ = op_max(i[:, 20:], f[:, 20:], last, reset[:, 20:])
+    _, last = run(i[:, :20], f[:, :20], m0, reset[:, :20])
+    again, _ = run(i[:, 20:], f[:, 20:], last, reset[:, 20:])
     np.testing.assert_allclose(again, got[:, 20:], atol=1e-5)
 
 

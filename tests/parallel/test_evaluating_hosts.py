@@ -63,6 +63,7 @@ def close(got: object, want: object) -> None:
         assert got == want
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(run, capsys):
     assert cli.main(command(str(run))) == 0
     (file,), printed = (run / "eval").iterdir(), capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_countdown_scale_gets_no_gradient(tiny):
     params, spec = models.init(cfg, jax.random.key(0)), models.spec(cfg)
     context = at(range(8))
     loss = lambda p: models.decoder.apply(spec, p, jnp.arange(8)[None], context, None)[0].var()  # noqa: E731
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     assert float(gradient["positions"]["model"]["first"]["scale"]) == 0
 
 
@@ -176,7 +176,7 @@ def test_a_new_encoding_is_one_class_and_one_line(tiny, monkeypatch):
     assert params["positions"]["model"]["bias"].shape == (2,)
     row, context = jnp.arange(12)[None], at(range(12))
     loss = lambda p: models.decoder.apply(spec, p, row, context, None)[0].var()  # noqa: E731
-    gradient = jax.grad(loss)(params)["layers"]["0"]["mixer"]["positions"]["factor"]
+    gradient = jax.jit(jax.grad(loss))(params)["layers"]["0"]["mixer"]["positions"]["factor"]
     assert np.all(np.abs(gradient) > 0)
     bare = jax.tree.map(lambda x: x, params)
     del bare["layers"]["0"]["mixer"]["positions"], bare["positions"]

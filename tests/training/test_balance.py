@@ -85,7 +85,8 @@ def test_without_it_a_step_is_as_it_was(tiny, monkeypatch):
 def test_imbalance_pulls_at_routers_and_at_nothing_behind_the_last(tiny):
     cfg, batch = tiny(*EXPERTS, options()), packed_batch()
     params = models.init(cfg, jax.random.key(0))
-    pulled = jax.grad(lambda p: imbalance(load(cfg, p, batch)))(params)["layers"]["0"]["mlp"]
+    pulled = jax.jit(jax.grad(lambda p: imbalance(load(cfg, p, batch))))(params)
+    pulled = pulled["layers"]["0"]["mlp"]
     size = {name: np.abs(leaf).max((1, 2)) for name, leaf in pulled.items() if name == "router"}
     assert (size["router"] > 1e-4).all()
     assert np.abs(pulled["expert_down"][0]).max() > 0  # the router of the next layer reads it

@@ -54,7 +54,7 @@ print(meshed[0].out_BLHK.sharding.shard_shape(q.shape))
 """
 
 
-@pytest.mark.quick("maps", "one key head*")
+@pytest.mark.quick("one key head*")
 @pytest.mark.parametrize(
     ("kv_heads", "batch", "shard", "maps"),
     [

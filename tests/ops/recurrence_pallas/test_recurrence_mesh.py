@@ -71,6 +71,7 @@ def test_a_mesh_changes_nothing():
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is missing: nothing is compiled for TPUs; pip install 'jax[tpu]'",
 )
+@pytest.mark.quick("axes0")
 @pytest.mark.parametrize("axes", [("fsdp", "tensor"), ("data", "context")])
 def test_a_mesh_of_tpus_has_the_kernels(axes):
     mesh = aot.mesh("v5e:2x2", (2, 2), axes)
