@@ -4,7 +4,7 @@
 
 Multi-query associative recall (Arora et al., 2023, arXiv:2312.04927): keys and values are told, and
 asked for in another order. A recurrent model has them in its state alone, of which Mamba-2 forgets
-by a decay, Gated DeltaNet by a decay and by erasing what a key had, linear attention nothing.
+by a decay, DeltaNet by erasing what a key had, Gated DeltaNet by both, linear attention nothing.
 """
 
 import json
@@ -42,7 +42,7 @@ class Scale(NamedTuple):
     scored: int
 
 
-MIXERS = "linear_attention", "mamba2", "gated_deltanet"  # by what they forget
+MIXERS = "linear_attention", "mamba2", "deltanet", "gated_deltanet"  # by what they forget
 CPU = Scale(MIXERS, (2, 8, 32), 3, 4, (2, 4, 8, 16), 16, 24, 64, 4, 32, 700, 256)
 TINY = Scale(("mamba2", "linear_attention"), (2,), 2, 2, (1, 2), 4, 8, 16, 2, 4, 4, 8)
 
