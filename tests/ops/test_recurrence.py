@@ -282,3 +282,28 @@ def test_refused():
         op_matrix(q, k, v, log_decay, chunk=-1)
     with pytest.raises(ValueError, match="chunk=-1 is negative"):
         op_diag(*diag_case(), chunk=-1)
+
+
+def test_short_conv_gradients():
+    """Beside those that JAX derives of taps as matrices `[L, W - 1 + L]` of documents."""
+    size, width = 3, 4
+    x, w, bias, tail = arrays(5, (2, 11, size), (width, size), (size,), (2, width - 1, size))
+    document = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 1, 1, 3, 3, 3]])
+    there = document < 3  # padding behind the second row
+    reset = np.diff(document, axis=1, prepend=0) * there > 0
+    whole = np.concatenate([np.zeros((2, width - 1), int), document], 1)
+    same = document[:, :, None] == whole[:, None]
+    taps = np.stack([same * np.eye(11, 14, k=j) for j in range(width)])
+
+    def plain(x, w, bias, tail):
+        both = jnp.concatenate([tail, x], 1)
+        return bias + jnp.einsum("jblp,bpc,jc->blc", taps, both, w)
+
+    def ours(x, w, bias, tail):
+        return short_conv(x, w, bias, tail, jnp.asarray(reset), jnp.asarray(there))[0]
+
+    weight = there[..., None] * np.random.default_rng(6).normal(size=x.shape)
+    gradient = lambda f: jax.jit(jax.grad(lambda *a: (f(*a) * weight).sum(), (0, 1, 2, 3)))  # noqa: E731
+    for got, want in zip(*(gradient(f)(x, w, bias, tail) for f in (ours, plain)), strict=True):
+        assert np.abs(want).max() > 0.1
+        np.testing.assert_allclose(got, want, atol=1e-5)
