@@ -139,18 +139,28 @@ def peer(length: int, runs: int) -> None:
         x = torch.randn(1, length, 256)
         theirs.eval()
 
-        def run_theirs(theirs: Any = theirs, x: Any = x) -> None:
+        def read(theirs: Any = theirs, x: Any = x) -> None:
             with torch.no_grad():
                 theirs(x)
 
-        run_ours = mixer(name, STATE if name == "mamba2" else 16, jnp.asarray(x.numpy()))
-        run_theirs()
-        mine, other = fastest([run_ours, run_theirs], runs)
-        print(
-            f"{name}, {length} tokens: {1e3 * mine:.1f} ms, transformers {1e3 * other:.1f} ms, "
-            f"{other / mine:.1f} times as fast",
-            flush=True,
-        )
+        def learn(theirs: Any = theirs, x: Any = x) -> None:
+            theirs.zero_grad()
+            (theirs(x) ** 2).sum().backward()
+
+        run_read, run_learn = mixer(name, STATE if name == "mamba2" else 16, jnp.asarray(x.numpy()))
+        pairs = [("forward", run_read, read), ("forward and backward", run_learn, learn)]
+        if name == "mamba1":  # whose gradient takes minutes there: one of all tokens for each slice
+            mine = fastest([run_learn], runs)[0]
+            print(f"{name}, {length} tokens, forward and backward: {1e3 * mine:.1f} ms")
+            pairs.pop()
+        for what, run_ours, run_theirs in pairs:
+            run_theirs()
+            mine, other = fastest([run_ours, run_theirs], runs)
+            print(
+                f"{name}, {length} tokens, {what}: {1e3 * mine:.1f} ms, transformers "
+                f"{1e3 * other:.1f} ms, {other / mine:.1f} times as fast",
+                flush=True,
+            )
         projections([each.weight.detach() for each in (theirs.in_proj, theirs.out_proj)], length)
 
 
@@ -169,8 +179,9 @@ def projections(weights: list[Any], length: int) -> None:
     )
 
 
-def mixer(name: str, state: int, x_BLD: jax.Array) -> Callable[[], Any]:
-    """A function that runs one of our mixers once and waits for it, compiled."""
+def mixer(name: str, state: int, x_BLD: jax.Array) -> list[Callable[[], Any]]:
+    """Functions that run one of our mixers once and wait for it, compiled: its outputs, and the
+    gradients of its parameters."""
     from lcm import config, models
     from lcm.models.decoder import block
 
@@ -178,10 +189,13 @@ def mixer(name: str, state: int, x_BLD: jax.Array) -> Callable[[], Any]:
     cfg = config.override(config.base(), [f"model.{key}" for key in keys])
     layer = block(models.spec(cfg).layers[0])
     params, at = layer.init(jax.random.key(0)), models.default_context(x_BLD.shape[:2])
-    ours = jax.jit(lambda params, x: layer.apply(params, x, at, None, {})[0])
-    run = lambda: jax.block_until_ready(ours(params, x_BLD))  # noqa: E731
-    run()
-    return run
+    read = lambda params, x: layer.apply(params, x, at, None, {})[0]  # noqa: E731
+    learn = jax.grad(lambda params, x: (read(params, x) ** 2).sum())
+    runs = []
+    for ours in map(jax.jit, (read, learn)):
+        runs.append(lambda ours=ours: jax.block_until_ready(ours(params, x_BLD)))
+        runs[-1]()
+    return runs
 
 
 def ahead(length: int, topology: str) -> None:

@@ -45,7 +45,7 @@ def _forward(x: Array, w_WC: Array, document: Array) -> tuple[Array, tuple]:
 
 def _backward(kept: tuple[Array, Array, Array], d_BLC: Array) -> tuple[Array, Array, None]:
     """The same convolution from the end, of the gradient: the one that is derived adds up pieces
-    that are padded each by itself, which takes a CPU ten times as long."""
+    that are padded each by itself, which takes a CPU six times as long."""
     x, w_WC, document = kept
     before = len(w_WC) - 1
     widths = (0, 0), (before, before)

@@ -233,8 +233,8 @@ class _ByChannel:
 
         lower = jnp.tril(jnp.ones((SUBCHUNK, SUBCHUNK), bool), -int(strict))[..., None]
         span = jnp.where(lower, X[..., :, None, :] - G[..., None, :, :], -jnp.inf)
-        near = x_own[..., :, None, :] * y_own[..., None, :, :] * jnp.exp(span)
-        near = near.sum(-1, dtype=jnp.float32)[..., None, :]
+        y_near = y_own[..., None, :, :] * jnp.exp(span)
+        near = _dot("bgmtn,bgmtcn->bgmtc", x_own, y_near)[..., None, :]
 
         own = jnp.eye(parts, dtype=bool)[:, None, :, None]
         scores = jnp.where(own, near, far).reshape(*outer, size, size)
