@@ -11,7 +11,7 @@ lengths, with as many tokens in a batch as they allow. Shapes are published, wei
 trained here: the corpus is the default one, so set `data` to yours.
 1330.2M parameters, 262.1M tokens in 1000 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 7.3 of 95 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 7.1 of 95 GiB a
 chip, and no less than 1.5 s (memory bounds it): 1,000 steps no less than 0.4 hours.
 """
 
