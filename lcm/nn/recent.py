@@ -45,7 +45,7 @@ def mix(
     pace_BL = jnp.ones(there_BL.shape) if context.pace_BL is None else context.pace_BL
     beside = jnp.stack([there_BL, pace_BL], -1)
     x = jnp.concatenate([u_BLD.astype(jnp.float32), beside], -1)
-    _, x, document = with_tail(x, tail, reset_BL, there_BL)
+    x, document = with_tail(x, tail, reset_BL, there_BL)
     y, _ = mixer(
         x[..., :-2].astype(u_BLD.dtype),
         _context(context, tail[..., -2] > 0, state.segment_B, there_BL, x[..., -1]),

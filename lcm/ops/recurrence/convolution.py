@@ -22,7 +22,7 @@ def short_conv(
     nor see padding (where `there` is false), which stands before or behind the tokens of a row; the
     tail, `[B, W - 1, C]`, comes right before its first token.
     """
-    _, x, document = with_tail(x_BLC, tail_BWC, reset_BL, there_BL)
+    x, document = with_tail(x_BLC, tail_BWC, reset_BL, there_BL)
     y_BLC = bias_C.astype(x.dtype) + _taps(x, w_WC.astype(x.dtype), document)
     return y_BLC, last(x, document, len(w_WC) - 1).astype(tail_BWC.dtype)
 
@@ -71,15 +71,15 @@ def tail(x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array) -> Arr
 
 def with_tail(
     x_BLC: Array, tail_BWC: Array, reset_BL: Array, there_BL: Array
-) -> tuple[Array, Array, Array]:
-    """The document of each token, `[B, L]`, and x and documents of tail and tokens, `[B, W + L]`.
+) -> tuple[Array, Array]:
+    """x and documents of tail and tokens, `[B, W + L]`.
 
     The tail is of document 0, and so are the first tokens unless one of them is a reset; padding
     is of -1.
     """
     document_BL = jnp.where(there_BL, jnp.cumsum(reset_BL, 1), -1)
     whole = preceded(document_BL, jnp.zeros(tail_BWC.shape[:2], jnp.int32), there_BL, -1)
-    return document_BL, preceded(x_BLC, tail_BWC, there_BL), whole
+    return preceded(x_BLC, tail_BWC, there_BL), whole
 
 
 def preceded(x_BL: Array, tail_BW: Array, there_BL: Array, fill: int = 0) -> Array:
