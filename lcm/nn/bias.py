@@ -6,14 +6,15 @@ from flax import nnx
 from lcm.types import Array
 
 _ATTENTION, _MLP = frozenset({"q", "k", "v", "out"}), frozenset({"gate", "up", "down"})
+_RECURRENT = frozenset({"b", "c", "x", "y", "conv"})  # branches of a block, what it convolves
 # The matrices that have a bias: none, as in Llama; qkv, as in Qwen2; all, as in GPT-NeoX.
 BIASES: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "qkv": _ATTENTION - {"out"},
     "attention": _ATTENTION,
     "mlp": _MLP,
-    "but_qkv": frozenset({"out", "x", "y"}) | _MLP,  # as in RecurrentGemma
-    "all": _ATTENTION | _MLP | {"x", "y"},  # and the two branches of a recurrent block
+    "but_qkv": frozenset({"out"}) | _MLP | _RECURRENT,  # as in RecurrentGemma
+    "all": _ATTENTION | _MLP | _RECURRENT,
 }
 
 

@@ -9,6 +9,7 @@ from lcm.nn import recent
 from lcm.nn.attention import Attention
 from lcm.nn.deltanet import KDA, DeltaNet, GatedDeltaNet
 from lcm.nn.experts import Experts, Told
+from lcm.nn.gated_conv import GatedConv
 from lcm.nn.gla import GLA
 from lcm.nn.latent import LatentAttention
 from lcm.nn.lru import LRU
@@ -42,6 +43,7 @@ MIXERS: dict[str, type[nnx.Module]] = {
     "attention": Attention,
     "shared_attention": SharedAttention,
     "latent_attention": LatentAttention,
+    "gated_conv": GatedConv,
     "lru": LRU,
     "lstm": LSTM,
     "mamba1": Mamba1,

@@ -21,6 +21,7 @@ from lcm.nn.min_rnn import positive
 LENGTH, WIDTH = 24, 32
 KEYS = {
     "mamba1": ["model.state=4", "model.recurrence_chunk=5", "model.options=normed=True"],
+    "gated_conv": ["model.conv=3", "model.biases=all"],
     "min_gru": [],
     "min_lstm": [],
     "lstm": ["model.expand=1.5"],
@@ -95,6 +96,11 @@ def twin_mamba1(spec, p, u):
         h = np.exp(dt[:, None] * A) * h + (dt * x_E)[:, None] * b
         out.append((h @ c + p["D"] * x_E) * silu(z_E))
     return np.stack(out) @ p["out"]
+
+
+def twin_gated_conv(spec, p, u):
+    b, c, x = (u @ p[name] + p[f"{name}_bias"] for name in ("b", "c", "x"))
+    return (c * convolved(b * x, p["conv"], p["conv_bias"])) @ p["out"] + p["out_bias"]
 
 
 def g(x):

@@ -72,6 +72,7 @@ VARIANTS = {
     **{name: [f"model.pattern={name}", "model.heads=4", *keys] for name, keys in MATRIX.items()},
     "mamba-1": ["model.pattern=mamba1", "model.mlp=none", "model.recurrence_chunk=5"],
     "mamba-1, normed": ["model.pattern=mamba1", "model.options=normed=True,rank=3"],
+    "gated-conv": ["model.pattern=gated_conv", "model.conv=3", "model.biases=all"],
     "min-gru": ["model.pattern=min_gru", "model.expand=1.5"],
     "min-lstm": ["model.pattern=min_lstm", "model.biases=all"],
     "lstm": ["model.pattern=lstm", "model.expand=1", "model.options=chrono=20"],
@@ -116,7 +117,7 @@ CASES = [(e, "plain") for e in ENCODINGS] + [("rope", v) for v in VARIANTS if v 
 
 # One of each kind of state.
 VECTORS = "rwkv-6", "rwkv-7", "mamba-3", "lstm", "mamba-1", "griffin", "s4d", "s5", "slstm"
-VECTORS += ("rwkv-4",)
+VECTORS += "rwkv-4", "gated-conv"
 ALIKE = "plain", "latent attention", "mamba-2", "mamba-3, many", "windows", "zamba-2"
 SHAPES = [("rope", v) for v in (*ALIKE, *VECTORS, *MATRIX)]
 # Variants of one mixer. That steps equal the whole says of them that no token sees a later one; the
@@ -217,6 +218,7 @@ def test_padding_is_finite_and_seen_by_nobody(model):
     "rope-gated_deltanet-chunks",
     "rope-griffin-chunks",
     "rope-rwkv-7-chunks",
+    "rope-gated-conv-steps",
     "rope-latent attention-*",
 )
 @pytest.mark.parametrize("chunks", [[12, 12], [1] * LENGTH], ids=["chunks", "steps"])
