@@ -17,8 +17,8 @@ class GatedConv(RecurrentMixer):
         b, c, x = u W_b, u W_c, u W_x
         out = (c conv(b x)) W_out
 
-    Its only state are the last W - 1 tokens of `b x`. In front of a recurrence without a convolution
-    it brings a key to its value. `model.biases=all` puts biases on projections and convolution.
+    Its only state is the last W - 1 tokens of `b x`. Before a recurrence that has no convolution it
+    brings a key to its value. `model.biases=all` puts biases on projections and convolution.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
