@@ -11,7 +11,7 @@ tokens in a batch as they allow. Shapes are published, weights are not trained h
 the default one, so set `data` to yours. 2702.6M parameters, 524.3M tokens in 1000 steps.
 
 Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 5.2 of 16 GiB a
-chip, and no less than 0.9 s (memory bounds it): 1,000 steps no less than 0.3 hours.
+chip, and no less than 1.0 s (memory bounds it): 1,000 steps no less than 0.3 hours.
 """
 
 from ml_collections import ConfigDict

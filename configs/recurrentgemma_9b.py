@@ -11,7 +11,7 @@ as many tokens in a batch as they allow. Shapes are published, weights are not t
 corpus is the default one, so set `data` to yours. 8580.0M parameters, 2097.2M tokens in 1000
 steps.
 
-Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 34.4 of 95 GiB a
+Estimated, nothing ran on a chip: compiled for the mesh above a train step takes 34.1 of 95 GiB a
 chip, and no less than 4.9 s (compute bounds it): 1,000 steps no less than 1.4 hours.
 """
 
