@@ -42,7 +42,8 @@ def test_whole_and_nothing_twice(name, tmp_path, monkeypatch):
         assert {"from nothing", "zero", "passed", "window T", "norms held"} <= set(found["mamba2"])
         assert "Accuracy at 2-4 T after more training" in page
         tables = (tmp_path / "tables.md").read_text()
-        assert "| mamba2 |" in tables and tables.count("\n| --- ") == 4
+        assert "| mamba2 |" in tables and tables.count("\n| --- ") == 5
+        assert set(found["conv, gla"]) == {"from nothing"}
         assert {len(one) for one in found["mamba2"].values()} == {2}  # seeds
         seeds_of = [one for kind in found["mamba2"].values() for one in kind]
     else:
@@ -154,8 +155,9 @@ def test_what_is_refused_is_told_from_what_has_not_been_run():
     names = ["from nothing", "passed", "step 1/2", "norms held", "window T"]
     line = module.at_the_end(module.Study("rwkv7_channels"), found, names)
     assert line == ["rwkv7_channels", "0.375", "–", "refused", "–", "refused"]
-    near = module.Study("mamba2", 1, 12)
-    assert near.name == "mamba2, last 12 pairs" and near.folder == "mamba2_12"
+    near = module.Study("mamba2", 1, 12, led=True)
+    assert near.name == "conv, mamba2, last 12 pairs"
+    assert near.folder == "conv_mamba2_last_12_pairs" and near.pattern == "gated_conv,mamba2"
     assert module.possible(near) == []
     assert {"window T", module.DECIMATED} <= set(module.possible(module.Study("mamba2")))
 

@@ -37,25 +37,39 @@ Found = dict[str, list[dict[str, list[float]]]]  # figures of each seed by what 
 
 
 class Study(NamedTuple):
-    """A mixer, how many seeds of it, and the pairs within which questions are (0: all the past)."""
+    """A mixer, how many seeds of it, and the pairs within which questions are (0: all the past).
+
+    It is in both layers, or in the second behind a convolution of four tokens (`led`), which brings
+    a key to its value where a mixer has no convolution of its own.
+    """
 
     mixer: str
     seeds: int = 1
     window: int = 0
+    led: bool = False
+
+    @property
+    def pattern(self) -> str:
+        return f"gated_conv,{self.mixer}" if self.led else self.mixer
 
     @property
     def name(self) -> str:
-        return f"{self.mixer}, last {self.window} pairs" if self.window else self.mixer
+        led = "conv, " if self.led else ""
+        return f"{led}{self.mixer}" + (f", last {self.window} pairs" if self.window else "")
 
     @property
     def folder(self) -> str:
-        return f"{self.mixer}_{self.window}" if self.window else self.mixer
+        return self.name.replace(", ", "_").replace(" ", "_")
 
 
 class Scale(NamedTuple):
-    """How large a run is: pieces of `length` tokens, `streams` of `times` as many to score."""
+    """How large a run is: pieces of `length` tokens, `streams` of `times` as many to score.
+
+    Of `bare` it is only seen how far they come from empty states.
+    """
 
     studies: tuple[Study, ...]
+    bare: tuple[Study, ...]
     keys: int
     length: int
     times: int
@@ -84,26 +98,32 @@ UNTRAINED: dict[str, str | float] = {
 DECIMATED = "decimated to T"  # before the second layer
 
 
-MAMBA2 = Study("mamba2", seeds=3)
-# Those that learn the task at T first: what more training does to the others says little.
-OTHERS = (
-    *("gated_deltanet", "deltanet", "rwkv7", "kda", "rwkv6", "rwkv4", "slstm", "mamba1", "mamba3"),
-    *("rglru", "lru", "lstm", "retnet", "min_gru", "s5", "linear_attention", "mlstm", "s4d"),
-    *("min_lstm", "gla"),
+# Those that have a convolution, or a shift of tokens, and those that have not.
+CONVOLVED = (
+    *("gated_deltanet", "deltanet", "rwkv7", "kda", "rwkv6", "rwkv4", "slstm", "mamba1", "rglru"),
 )
-WINDOWED = MAMBA2._replace(window=12), Study("gla", window=12), Study("gated_deltanet", window=12)
-STUDIES = MAMBA2, *map(Study, OTHERS), *WINDOWED
-CPU = Scale(STUDIES, 16, 32, 32, 64, 4, 32, 16, 700, 100, 16)
-TINY = Scale((Study("mamba2", 2),), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
+OTHERS = (
+    *("mamba3", "mlstm", "gla", "retnet", "linear_attention"),
+    *("lru", "s4d", "s5", "lstm", "min_gru", "min_lstm"),
+)
+WINDOW = 12
+MAMBA2, LED = Study("mamba2", seeds=3), tuple(Study(name, led=True) for name in OTHERS)
+WINDOWED = tuple(
+    study._replace(window=WINDOW)
+    for study in (MAMBA2, Study("gated_deltanet"), Study("gla", led=True))
+)
+STUDIES = MAMBA2, *map(Study, CONVOLVED), *LED, *WINDOWED
+CPU = Scale(STUDIES, tuple(map(Study, OTHERS)), 16, 32, 32, 64, 4, 32, 16, 1400, 500, 16)
+TINY = Scale((Study("mamba2", 2),), (Study("gla", led=True),), 4, 8, 4, 16, 2, 4, 4, 4, 2, 4)
 
 
-def config_of(sizes: Scale, mixer: str, steps: int, *keys: str) -> ConfigDict:
+def config_of(sizes: Scale, study: Study, steps: int, *keys: str) -> ConfigDict:
     """A model without MLPs, and a rate of 3e-3 that falls in the last fifth."""
     shape = recall.training(
         sizes.width, sizes.heads, 3 * sizes.keys, sizes.length, sizes.rows, steps
     )
     layers = (
-        *("model.mlp=none", f"model.pattern={mixer}", "model.expand=2"),
+        *("model.mlp=none", f"model.pattern={study.pattern}", "model.expand=2"),
         f"model.state={sizes.state}",
     )
     return config.override(config.base(), [*shape, *layers, *keys])
@@ -116,7 +136,7 @@ def begun(sizes: Scale, study: Study, folder: pathlib.Path) -> Any:
     def batch_at(seed: int, step: int) -> Batch:
         return task.batch(task.rows((seed, step), sizes.rows, sizes.length))
 
-    cfg, seeds = config_of(sizes, study.mixer, sizes.steps), range(study.seeds)
+    cfg, seeds = config_of(sizes, study, sizes.steps), range(study.seeds)
     return train_seeds(cfg, folder / "begun", seeds, batch_at, title=f"{study.name}, from nothing")
 
 
@@ -136,7 +156,7 @@ def gone_on(sizes: Scale, study: Study, kind: str, start: Any, folder: pathlib.P
         return task.batch(task.rows((seed, STREAMS, step), sizes.rows, sizes.length))
 
     keys = "train.lr=5e-4", "train.schedule=constant", "train.warmup=0"
-    cfg = config_of(sizes, study.mixer, sizes.more, *keys, f"train.initial_state={kind}")
+    cfg = config_of(sizes, study, sizes.more, *keys, f"train.initial_state={kind}")
     title = f"{study.name}, {kind}"
     return train_seeds(cfg, folder / kind, seeds, batch_at, start=start, title=title)
 
@@ -144,7 +164,7 @@ def gone_on(sizes: Scale, study: Study, kind: str, start: Any, folder: pathlib.P
 def scored(sizes: Scale, study: Study, params: Any, how: str | float) -> dict[str, list[float]]:
     """Accuracy of one seed by band, and the mean norm of the last layer's states at the ends."""
     cfg, task = (
-        config_of(sizes, study.mixer, sizes.steps),
+        config_of(sizes, study, sizes.steps),
         OverwriteRecall(sizes.keys, study.window),
     )
     longest = sizes.length * sizes.times
@@ -166,7 +186,7 @@ def scored(sizes: Scale, study: Study, params: Any, how: str | float) -> dict[st
 def decimated(sizes: Scale, study: Study, params: Any) -> dict[str, list[float]]:
     """Accuracy on the last half of T at the end of each band, which no token of is left out, with
     T others before it in the second layer (DeciMamba, arXiv:2406.14528)."""
-    spec, half = models.spec(config_of(sizes, study.mixer, sizes.steps)), sizes.length // 2
+    spec, half = models.spec(config_of(sizes, study, sizes.steps)), sizes.length // 2
     how, task = (
         Decimation((1,), sizes.length, half, least=1),
         OverwriteRecall(sizes.keys, study.window),
@@ -227,13 +247,18 @@ def run(workdir: pathlib.Path, scale: str) -> None:
     sizes = {"cpu": CPU, "tiny": TINY}[scale]
     results: dict[str, Found] = {}
     # All mixers from empty states, then all that is done to each.
-    for part in ((lambda _: ["from nothing"]), (lambda study: [*possible(study), *KINDS])):
-        for study in sizes.studies:
+    parts = (
+        ((*sizes.studies, *sizes.bare), lambda _: ["from nothing"]),
+        (sizes.studies, lambda study: [*possible(study), *KINDS]),
+    )
+    for studies, part in parts:
+        for study in studies:
             results[study.name] = studied(sizes, study, part(study), workdir)
             write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
             shown = tables(sizes, results)
             write_text(workdir / "tables.md", captioned(shown))
-    counts = [models.parameter_count(config_of(sizes, study.mixer, 1)) for study in sizes.studies]
+    every = *sizes.studies, *sizes.bare
+    counts = [models.parameter_count(config_of(sizes, study, 1)) for study in every]
     text = [
         f"{sizes.keys} keys, pieces of {sizes.length} tokens, {sizes.steps} steps from empty "
         f"states, then {sizes.more} more of each kind; {min(counts):,} to {max(counts):,} "
@@ -260,14 +285,17 @@ def tables(sizes: Scale, results: dict[str, Found]) -> list[Table]:
     """Studies by rows, as far as they are done: as trained, after each start of more training, and
     with what needs none; then each of them whole."""
     names = recall.band_names(sizes.length, sizes.length * sizes.times)
-    there = [study for study in sizes.studies if study.name in results]
+    there, bare = (
+        [study for study in studies if study.name in results]
+        for studies in (sizes.studies, sizes.bare)
+    )
     more, at = ["from nothing", *KINDS], names[-1]
     untrained = ["from nothing", *UNTRAINED, DECIMATED]
     return [
         Table(
             "From empty states: accuracy by how far into a stream it is asked",
             ["", "parameters", "seeds", *names, "seeds apart", "norm, T", "norm, end"],
-            [as_trained(sizes, study, results[study.name]["from nothing"]) for study in there],
+            [as_trained(sizes, s, results[s.name]["from nothing"]) for s in (*there, *bare)],
         ),
         Table(
             f"Accuracy at {at} after more training",
@@ -287,7 +315,7 @@ def as_trained(sizes: Scale, study: Study, seeds: list[dict]) -> list[str]:
     """A line: means of seeds, how far apart they are in the last band, and norms of states."""
     ends = [one["accuracy"][-1] for one in seeds]
     apart = number(max(ends) - min(ends), 3) if len(seeds) > 1 else MISSING
-    count = models.parameter_count(config_of(sizes, study.mixer, 1))
+    count = models.parameter_count(config_of(sizes, study, 1))
     figures = [number(x, 3) for x in mean(seeds, "accuracy")]
     norms = [number(x, 1) for x in mean(seeds, "norms")]
     return [study.name, f"{count:,}", str(len(seeds)), *figures, apart, *norms]

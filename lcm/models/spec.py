@@ -12,7 +12,7 @@ from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
 from lcm.nn.experts import check_balance
 from lcm.nn.interventions import Extension
-from lcm.nn.spec import ATTENTION, LATENT
+from lcm.nn.spec import ATTENTION
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
 
@@ -105,10 +105,10 @@ def spec(cfg: Any) -> ModelSpec:
         )
     _one_of("model.context_attention", model.context_attention, attention.METHODS)
     _one_of("mesh.order", cfg.mesh.order, attention.ORDERS)
-    if model.extension and set(_mixers(model)) <= {"attention", LATENT}:
+    if model.extension and not any(map(_extends, _mixers(model))):
         raise ConfigError(
-            f"model.extension={model.extension!r} is of recurrent layers, and model.pattern has "
-            "attention alone: leave it empty, and choose model.positions instead"
+            f"model.extension={model.extension!r} is of recurrences, and model.pattern="
+            f"{','.join(model.pattern)} has none: leave it empty, choose model.positions instead"
         )
     over = attention.Spread(model.context_attention, cfg.mesh.order)
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
@@ -287,10 +287,15 @@ def _options(where: str, part: Any, given: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _extension(where: str, mixer: str, given: str, overrides: Any) -> Extension:
-    """What is done to a recurrence; attention is left alone by what is said of all layers."""
-    if mixer in ATTENTION and "extension" not in overrides:
+    """What is done to a recurrence; what is none is left alone by what is said of all layers."""
+    if not _extends(mixer) and "extension" not in overrides:
         return Extension()
-    return interventions.parsed(where, given, getattr(MIXERS[mixer], "EXTENDS", frozenset()))
+    return interventions.parsed(where, given, _extends(mixer))
+
+
+def _extends(mixer: str) -> frozenset[str]:
+    """What may be done to a mixer: nothing to attention, convolutions and channel mixing."""
+    return getattr(MIXERS.get(mixer), "EXTENDS", frozenset())
 
 
 # What an attention layer has nothing of.

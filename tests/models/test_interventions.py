@@ -351,11 +351,19 @@ def test_a_pace_of_nothing_leaves_a_token_out(tiny):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["model.extension=step=0.5"], "attention alone"),
+        (["model.extension=step=0.5"], "model.pattern=attention has none"),
         (["model.pattern=mamba2", "model.extension=pace=2"], "'pace' is unknown"),
         (["model.pattern=deltanet", "model.extension=window=9"], "window cannot be done"),
         (["model.pattern=lstm", "model.extension=window=2"], "window cannot be done"),
-        (["model.pattern=rwkv7_channels", "model.extension=step=2"], "no extension"),
+        (["model.pattern=rwkv7_channels", "model.extension=step=2"], "rwkv7_channels has none"),
+        (
+            [
+                "model.pattern=rwkv7,channels",
+                "model.kinds.channels.mixer=rwkv7_channels",
+                "model.kinds.channels.extension=step=2",
+            ],
+            "which has no extension",
+        ),
         (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done"),
         (["model.pattern=mamba2", "model.extension=retain=1.5"], "from 1e-06 to 1"),
         (["model.pattern=mamba2", "model.extension=step=fast"], "write step as step=1.0"),
@@ -364,6 +372,13 @@ def test_a_pace_of_nothing_leaves_a_token_out(tiny):
 def test_what_cannot_be_is_refused(tiny, keys, message):
     with pytest.raises(ConfigError, match=message):
         models.spec(tiny(*keys))
+
+
+@pytest.mark.parametrize("other", ["attention", "gated_conv", "rwkv4_channels"])
+def test_what_is_no_recurrence_is_left_alone(tiny, other):
+    cfg = tiny(f"model.pattern={other},rwkv4", "model.extension=step=0.5")
+    none, own = (layer.extension for layer in models.spec(cfg).layers)
+    assert none == interventions.Extension() and own == interventions.Extension(step=0.5)
 
 
 def test_a_window_keeps_the_tokens_it_still_sees(tiny):

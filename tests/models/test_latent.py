@@ -213,7 +213,7 @@ def test_every_parameter_learns_and_has_a_rule(tiny):
         (["model.options=shared=3"], "shared=3 is the part.*RoPE rotates in pairs: make it even"),
         (["model.head_size=1", "model.options="], "head_size=1 leaves latent_attention 0 numbers"),
         (["model.options=rank=-1"], "rank=-1 must lie from 0"),
-        (["model.extension=step=0.5"], "is of recurrent layers"),
+        (["model.extension=step=0.5"], "model.pattern=latent_attention has none"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny, keys, said):
