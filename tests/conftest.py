@@ -26,6 +26,9 @@ os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[1])  # this checko
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 MOST_RESIDENT = 5 << 30  # bytes
+# Mappings of memory, of which each program has some. Linux gives a process 65,530; jax ends with a
+# segmentation fault where it gets no more.
+MOST_MAPPINGS = 25_000
 
 # Every call into these modules has its array shapes and dtypes checked against the annotations.
 # Modules of pytree dataclasses are left out: jax rebuilds those around leaves that are no arrays.
@@ -70,16 +73,18 @@ def _quiet():
 def _bounded():
     """Programs of earlier modules are let go once they fill the memory; they are on disk."""
     yield
-    if _resident() > MOST_RESIDENT:
+    resident, mappings = _used()
+    if resident > MOST_RESIDENT or mappings > MOST_MAPPINGS:
         import jax
 
         jax.clear_caches()
 
 
-def _resident() -> int:
-    """Bytes in memory; 0 where nobody says."""
+def _used() -> tuple[int, int]:
+    """Bytes in memory and mappings of it; 0 where nobody says."""
+    own = pathlib.Path("/proc/self")
     try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        pages = int((own / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE"), (own / "maps").read_text().count("\n")
     except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        return 0, 0

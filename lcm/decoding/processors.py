@@ -222,8 +222,7 @@ class MinP(Processor):
     min_p_R: Array
 
     def change(self, history: History, x_RV: Array) -> Array:
-        floor_R1 = jnp.max(x_RV, axis=1, keepdims=True) + jnp.log(self.min_p_R)[:, None]
-        return _keep(x_RV, x_RV >= floor_R1)
+        return _keep_likely(x_RV, x_RV, jnp.max(x_RV, axis=1) + jnp.log(self.min_p_R))
 
 
 @_processor
@@ -267,6 +266,7 @@ def _keep(x_RV: Array, kept_RV: Array) -> Array:
 
 
 def _keep_likely(x_RV: Array, logp_RV: Array, floor_R: Array) -> Array:
+    """Those of a floor and more, and the likeliest, however a floor next to it is rounded."""
     likeliest_RV = x_RV == jnp.max(x_RV, axis=1, keepdims=True)
     return _keep(x_RV, (logp_RV >= floor_R[:, None]) | likeliest_RV)
 
