@@ -176,6 +176,7 @@ def test_what_no_family_has_is_named(tmp_path, name):
         ("jamba", "attention", "layers are attention, it has mamba1, perhaps attention"),
         ("jamba", "mamba1,rglru", "layers are mamba1, rglru, it has mamba1, perhaps attention"),
         ("granitemoehybrid", "rglru", "layers are rglru, it has perhaps attention, perhaps mamba2"),
+        ("lfm2", "gated_conv", "layers are gated_conv, it has gated_conv, attention"),
     ],
 )
 def test_mixers_that_a_family_has_not_are_named(kind, pattern, says):

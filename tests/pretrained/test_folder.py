@@ -221,7 +221,7 @@ def test_configs_of_other_models_are_refused(folder, name):
 
 
 LISTED = ("qwen2", "gemma2", "gemma3", "qwen3_next", "qwen3_5", "olmo_hybrid", "granite")
-LISTED += ("kimi_linear", "zamba2")
+LISTED += ("kimi_linear", "lfm2", "lfm2_moe", "zamba2")
 
 
 @pytest.mark.parametrize("name", LISTED)
