@@ -31,6 +31,9 @@
     jamba_experts
                the same with four experts in every second layer, of which a token takes two, and
                the loss that balances them
+    lfm2       two gated convolutions of three tokens to one layer of attention, an MLP after each
+               (Liquid AI, 2025, arXiv:2511.23404), where releases have attention more densely in
+               their upper half
 
 0.9M parameters each, 8.2M tokens. None has been trained to the end yet.
 """
@@ -122,6 +125,18 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "model.kinds.whole.mixer=attention",
         "model.kinds.whole.positions=nope",
         "model.kinds.whole.kv_heads=2",
+    ),
+    "lfm2": (
+        "model.depth=6",
+        "model.pattern=conv,conv,full_attention",
+        "model.hidden=224",
+        "model.kinds.conv.mixer=gated_conv",
+        "model.kinds.conv.conv=3",
+        "model.kinds.conv.heads=1",  # it has none
+        "model.kinds.conv.expand=1",
+        "model.kinds.full_attention.mixer=attention",
+        "model.kinds.full_attention.kv_heads=2",
+        "model.kinds.full_attention.qk_norm=True",
     ),
     "griffin": (
         "model.depth=6",

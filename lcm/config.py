@@ -36,7 +36,7 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "model.window": (0, "keys a query sees, itself included; 0 is all before it"),
     "model.score_cap": (0.0, "soft cap of attention scores; 0 is none"),
     "model.score_scale": (0.0, "factor of attention scores; 0 takes 1 / sqrt(head size)"),
-    "model.biases": ("none", "matrices with a bias: none, qkv, attention, mlp, but_qkv or all"),
+    "model.biases": ("none", "biased matrices: none, qkv, attention, mixer, mlp, but_qkv or all"),
     "model.qk_norm": (False, "whether queries and keys are normalised by head (RMSNorm)"),
     "model.pre_norm": (True, "whether what mixer and MLP read is normalised; not so in OLMo 2"),
     "model.post_norm": (False, "whether what mixer and MLP add is normalised too, as in Gemma 2"),

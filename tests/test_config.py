@@ -27,7 +27,7 @@ MATRIX += "mamba3", "rwkv4", "rwkv6", "rwkv7", "zamba2", "mamba3_mimo"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in MATRIX]
 SHAPES = "llama3_1b", "llama3_8b", "llama3_70b", "mamba2_2p7b", "recurrentgemma_9b", "samba_1p3b"
 SHIPPED += [(f"{name}.py", "", "tiny") for name in SHAPES]
-VECTORS = "mamba1", "hawk", "griffin", "samba", "jamba", "jamba_experts"
+VECTORS = "mamba1", "hawk", "griffin", "samba", "jamba", "jamba_experts", "lfm2"
 SHIPPED += [("recurrent.py", name, f"{name},tiny") for name in VECTORS]
 SHIPPED += [("quickstart.py", name, f"{name},tiny") for name in ("rope", "nope", "alibi")]
 

@@ -14,6 +14,7 @@ BIASES: dict[str, frozenset[str]] = {
     "attention": _ATTENTION,
     "mlp": _MLP,
     "but_qkv": frozenset({"out"}) | _MLP | _RECURRENT,  # as in RecurrentGemma
+    "mixer": _ATTENTION | _RECURRENT,  # as in LFM2
     "all": _ATTENTION | _MLP | _RECURRENT,
 }
 

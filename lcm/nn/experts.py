@@ -90,7 +90,8 @@ class Experts(nnx.Module):
     As in DeepSeek-V3 (arXiv:2412.19437, section 2.1.2) and Kimi Linear, `scores=sigmoid` has
     p = sigmoid(x W_router), `corrected` adds a bias of each expert to what the top k are chosen by,
     though not to p, `scale` multiplies p at last, and `shared_gate=False` adds the shared one as it
-    is. Choices have no gradient, so that training leaves such a bias as it was loaded.
+    is. Choices have no gradient, so that training leaves such a bias as it was loaded. `least` is
+    added to what `normed` divides by, as LFM2 has it.
     """
 
     matrices = 3
@@ -104,6 +105,7 @@ class Experts(nnx.Module):
         "corrected": False,
         "scale": 1.0,
         "shared_gate": True,
+        "least": LEAST,
     }
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "count": (1, 2**16),
@@ -111,6 +113,7 @@ class Experts(nnx.Module):
         "shared": (0, 2**31),
         "balance": (0.0, 1e3),
         "scale": (1e-6, 1e6),
+        "least": (1e-30, 1.0),
     }
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -132,7 +135,7 @@ class Experts(nnx.Module):
         if "up" in BIASES[spec.biases]:
             raise ConfigError(
                 f"model.biases={spec.biases} gives an MLP biases, of which experts have none: "
-                "choose none, qkv or attention"
+                "choose none, qkv, attention or mixer"
             )
         top, count = spec.mlp_option("top"), spec.mlp_option("count")
         if top > count:
@@ -195,7 +198,7 @@ class Experts(nnx.Module):
         else:
             share_NT, expert_NT = jax.lax.top_k(p_NE, option("top"))
         if option("normed"):
-            share_NT /= share_NT.sum(-1, keepdims=True) + LEAST
+            share_NT /= share_NT.sum(-1, keepdims=True) + option("least")
         if option("scale") != 1:
             share_NT *= option("scale")
         if option("scores") == "sigmoid":

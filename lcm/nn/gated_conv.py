@@ -18,7 +18,7 @@ class GatedConv(RecurrentMixer):
         out = (c conv(b x)) W_out
 
     Its only state is the last W - 1 tokens of `b x`. Before a recurrence that has no convolution it
-    brings a key to its value. `model.biases=all` puts biases on projections and convolution.
+    brings a key to its value. `model.biases=mixer` puts biases on projections and convolution.
     """
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):

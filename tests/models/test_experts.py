@@ -59,6 +59,7 @@ def test_each_token_goes_through_its_experts(layer, more):
 def test_sigmoids_whose_choice_a_bias_corrects(layer):
     """The bias decides who is chosen, not how much it counts (arXiv:2412.19437, eq. 12-16)."""
     options = "scores=sigmoid,corrected=True,normed=True,scale=2.5,shared=12,shared_gate=False"
+    options += ",least=0.3"  # beside the sum
     spec, mlp = layer(f"count={COUNT},top={TOP},{options}")
     p = jax.tree.map(np.float64, mlp.init(jax.random.key(0)))
     random = np.random.default_rng(0)
@@ -70,7 +71,7 @@ def test_sigmoids_whose_choice_a_bias_corrects(layer):
     own = p["shared"]
     want = (silu(x @ own["gate"]) * (x @ own["up"])) @ own["down"]
     for at in np.ndindex(2, 7):
-        total = scores[at][chosen[at]].sum()
+        total = scores[at][chosen[at]].sum() + 0.3
         for e in chosen[at]:
             hidden = silu(x[at] @ p["expert_gate"][e]) * (x[at] @ p["expert_up"][e])
             want[at] += 2.5 * scores[at][e] / total * (hidden @ p["expert_down"][e])

@@ -86,6 +86,21 @@ def kimi_linear(**keys: Any) -> dict[str, Any]:
     return {**made, "model_max_length": made.pop("max_position_embeddings")}
 
 
+def lfm2(**keys: Any) -> dict[str, Any]:
+    """Two thirds of 48 times 1.1 is 35, which is rounded up to 40."""
+    layers = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    hidden = {"block_ffn_dim_multiplier": 1.1, "block_multiple_of": 8, "tie_word_embeddings": True}
+    return model("lfm2", **{**layers, **hidden, **rope("default"), **keys})
+
+
+def lfm2_moe(**keys: Any) -> dict[str, Any]:
+    """One MLP in the first layer, experts in the others."""
+    layers = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    chosen = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+    own = {"num_dense_layers": 1, "tie_word_embeddings": True, **rope("default")}
+    return model("lfm2_moe", **{**layers, **chosen, **own, **keys})
+
+
 def zamba(*names: str, **keys: Any) -> dict[str, Any]:
     mamba = {"n_mamba_heads": 4, "mamba_d_state": 8, "chunk_size": 16}
     own = {"num_key_value_heads": 4, "adapter_rank": 3, "layers_block_type": list(names), **mamba}
@@ -252,9 +267,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
         num_shared_experts=1,
         routed_scaling_factor=0.8,
     ),
+    "lfm2": lfm2(),
+    "lfm2, biases": lfm2(
+        num_hidden_layers=2,
+        layer_types=None,
+        full_attn_idxs=[0],
+        conv_bias=True,
+        conv_L_cache=4,
+        head_dim=16,
+        block_auto_adjust_ff_dim=False,
+        norm_eps=0.05,
+        tie_word_embeddings=False,
+    ),
+    "lfm2_moe": lfm2_moe(routed_scaling_factor=0.8),
+    "lfm2_moe, all": lfm2_moe(
+        num_hidden_layers=2,
+        layer_types=["full_attention", "conv"],
+        num_dense_layers=0,
+        use_expert_bias=False,
+        norm_topk_prob=False,
+        tie_word_embeddings=False,
+    ),
 }
 # Second cases of families that have one among the others.
 SECOND = ("olmo_hybrid, rope", "granite, rope", "kimi_linear, query rank")
+SECOND += ("lfm2, biases", "lfm2_moe, all")
 # Their frequencies follow the tokens that are there: what a cache holds was made under others.
 BY_LENGTH = ("llama, dynamic", "phi3, longrope")
 

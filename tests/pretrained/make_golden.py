@@ -31,7 +31,7 @@ def reference(name: str):
         stored, kind = model.state_dict(), cases.CONFIGS[name]["model_type"]
         buffers = [(key, x) for key, x in model.named_buffers() if key in stored]
         for key, parameter in [*model.named_parameters(), *buffers]:
-            parameter.copy_(torch.from_numpy(_filled(_stored(kind, key), parameter.shape)))
+            parameter.copy_(torch.from_numpy(_filled(kind, _stored(kind, key), parameter.shape)))
     return model.eval()
 
 
@@ -66,10 +66,11 @@ def _stored(kind: str, key: str) -> str:
 
 
 HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-NUMBERED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}  # as Kimi Linear has them
+NUMBERED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+PARTS = {"kimi_linear": NUMBERED, "lfm2_moe": NUMBERED}  # of experts
 
 
-def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
+def _filled(kind: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter's tensor; of all experts from those of each, which files have, and of q, k and v
     likewise."""
     if ".qkv_conv1d." in key:
@@ -78,7 +79,7 @@ def _filled(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if ".experts." not in key:
         return cases.tensor(key, shape)
     home, _, what = key.rpartition(".")
-    halves, (count, rows, columns) = (NUMBERED if "sparse_moe" in key else HALVES)[what], shape
+    halves, (count, rows, columns) = PARTS.get(kind, HALVES)[what], shape
     size = rows // len(halves), columns
     tensors = [
         [cases.tensor(f"{home}.{e}.{half}.weight", size) for half in halves] for e in range(count)

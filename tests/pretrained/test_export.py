@@ -11,6 +11,7 @@ import lcm
 from lcm import config, models, pretrained, training
 from lcm.errors import CheckpointError, ConfigError
 from lcm.pretrained import Model, export
+from lcm.pretrained.families import REGISTRY
 
 from . import cases, make_golden
 
@@ -167,6 +168,21 @@ def test_what_no_family_has_is_named(tmp_path, name):
         pretrained.save_folder(fresh(*assignments), tmp_path / "out")
     assert says in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "says"),
+    [
+        ("jamba", "attention", "layers are attention, it has mamba1, perhaps attention"),
+        ("jamba", "mamba1,rglru", "layers are mamba1, rglru, it has mamba1, perhaps attention"),
+        ("granitemoehybrid", "rglru", "layers are rglru, it has perhaps attention, perhaps mamba2"),
+        ("lfm2", "gated_conv", "layers are gated_conv, it has gated_conv, attention"),
+    ],
+)
+def test_mixers_that_a_family_has_not_are_named(kind, pattern, says):
+    cfg = config.override(config.shrink(config.base()), [f"model.pattern={pattern}"])
+    with pytest.raises(ConfigError, match=f"^{says}$"):
+        REGISTRY[kind].write(models.spec(cfg), 32)
 
 
 def test_nothing_is_lost_or_left_behind(tmp_path, monkeypatch):

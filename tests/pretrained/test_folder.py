@@ -207,7 +207,7 @@ CONFIGS = {
     "some experts": ("qwen3_next, experts", {"mlp_only_layers": [1]}, "mlp_only_layers=[1] has"),
     "blocks apart": ("zamba2", {"tie_word_embeddings": False}, "tie_word_embeddings=False is not"),
     "no blocks": ("zamba2", {"layers_block_type": ["mamba"] * 3}, "has no hybrid layer"),
-    "layers of zamba": ("zamba2", {"layers_block_type": ["moe"] * 3}, "names 'moe', which Zamba2"),
+    "layers of zamba": ("zamba2", {"layers_block_type": ["moe"] * 3}, "names moe, which is none"),
     "cap": ("gemma3", {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20.0"),
 }
 
@@ -218,6 +218,22 @@ def test_configs_of_other_models_are_refused(folder, name):
     with pytest.raises(ConfigError) as error:
         assemble(Folder(folder(case, **keys)))
     assert says in str(error.value)
+
+
+LISTED = ("qwen2", "gemma2", "gemma3", "qwen3_next", "qwen3_5", "olmo_hybrid", "granite")
+LISTED += ("kimi_linear", "lfm2", "lfm2_moe", "zamba2")
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_lists_of_layers_that_are_not_of_the_model_are_refused(folder, name):
+    key = "layers_block_type" if name == "zamba2" else "layer_types"
+    depth = cases.CONFIGS[name]["num_hidden_layers"]
+    for names, says in (
+        (["full_attention"] * (depth + 1), f"has {depth + 1} names for num_hidden_layers={depth}"),
+        (["odd"] * depth, "names odd, which is none of "),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key} {says}.*: take "):
+            assemble(Folder(folder(name, **{key: names})))
 
 
 def test_damaged_files_are_named(folder):

@@ -30,7 +30,7 @@ def test_logits_are_those_of_transformers(loaded, name):
 # One of each kind of layer always, the others with `-m slow`.
 CACHED = ("llama, llama3", "mistral", "qwen2", "gemma3", "gpt_neox", "bloom")
 CACHED += ("mamba", "mamba2", "recurrent_gemma", "qwen3_next", "zamba2, blocks", "jamba, experts")
-CACHED += ("olmo_hybrid", "falcon_mamba", "xlstm", "bamba", "granite", "kimi_linear")
+CACHED += ("olmo_hybrid", "falcon_mamba", "xlstm", "bamba", "granite", "kimi_linear", "lfm2")
 OTHERS = [n for n in cases.CONFIGS if n not in (*CACHED, *cases.BY_LENGTH)]
 
 

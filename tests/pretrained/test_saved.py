@@ -9,7 +9,7 @@ from lcm.pretrained import Folder, assemble
 
 from . import make_golden
 
-NAMES = ("mamba2", "bamba", "granite", "olmo_hybrid", "falcon_mamba", "xlstm")
+NAMES = ("mamba2", "bamba", "granite", "olmo_hybrid", "falcon_mamba", "xlstm", "lfm2_moe")
 
 
 @pytest.mark.quick("bamba")

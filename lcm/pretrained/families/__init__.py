@@ -11,6 +11,7 @@ from lcm.pretrained.families.gemma import GEMMA2, GEMMA3
 from lcm.pretrained.families.granite import GRANITE
 from lcm.pretrained.families.jamba import JAMBA
 from lcm.pretrained.families.kimi_linear import KIMI_LINEAR
+from lcm.pretrained.families.lfm2 import LFM2, LFM2_MOE
 from lcm.pretrained.families.llama import LLAMA
 from lcm.pretrained.families.mamba import MAMBA, MAMBA2
 from lcm.pretrained.families.neox import GPT_NEOX
@@ -27,7 +28,7 @@ from lcm.pretrained.families.zamba import ZAMBA2
 
 FAMILIES = (LLAMA, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, BLOOM, MPT, MAMBA, MAMBA2)
 FAMILIES += (RECURRENT_GEMMA, QWEN3_NEXT, QWEN3_5, RWKV4, RWKV6, RWKV7, ZAMBA2, JAMBA)
-FAMILIES += (OLMO_HYBRID, FALCON_MAMBA, XLSTM, BAMBA, GRANITE, KIMI_LINEAR)
+FAMILIES += (OLMO_HYBRID, FALCON_MAMBA, XLSTM, BAMBA, GRANITE, KIMI_LINEAR, LFM2, LFM2_MOE)
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.types}
 ENCODERS = ("t5", "mt5", "umt5", "longt5")
 

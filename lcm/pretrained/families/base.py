@@ -1,7 +1,7 @@
 """What a family of models is: its config in both directions, and one list of its weights."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,15 +117,18 @@ def in_order(spec: ModelSpec) -> list[Config]:
     return [{"n": n, "pair": n // 2} for n in range(spec.depth)]
 
 
-def by_mixer(spec: ModelSpec, names: Sequence[str]) -> dict[str, LayerSpec]:
-    """A layer of each mixer, of a model that is to have all of these and no other.
+def by_mixer(
+    spec: ModelSpec, names: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, LayerSpec]:
+    """A layer of each mixer, of a model that is to have all of these, may have others, and no more.
 
     Raises:
-        ConfigError: for other mixers, or one that is missing.
+        ConfigError: for a mixer that is neither, or one that is missing.
     """
     found = {layer.mixer: layer for layer in spec.layers}
-    if found.keys() != set(names):
-        raise ConfigError(f"layers are {', '.join(found)}, it has {', '.join(names)}")
+    if not set(names) <= found.keys() <= {*names, *others}:
+        known = ", ".join([*names, *(f"perhaps {name}" for name in others)])
+        raise ConfigError(f"layers are {', '.join(found)}, it has {known}")
     return found
 
 
@@ -134,6 +137,30 @@ def check_mixer(spec: ModelSpec, mixer: str, name: str) -> None:
     others = [layer.mixer for layer in spec.layers if layer.mixer != mixer]
     if others:
         raise ConfigError(f"layers are {others[0]}, those of {name} are all {mixer}")
+
+
+def layer_names(
+    hf: Config, names: Sequence[str], known: Collection[str], key: str = "layer_types"
+) -> list[str]:
+    """The names that a key of a config has for layers, one after the other.
+
+    known: all that the family has.
+
+    Raises:
+        ConfigError: for an unknown one, or if there are more or fewer than layers.
+    """
+    depth = need(hf, "num_hidden_layers")
+    if len(names) != depth:
+        raise ConfigError(
+            f"{key} has {len(names)} names for num_hidden_layers={depth}: take the config of this "
+            "checkpoint"
+        )
+    if unknown := sorted(set(names) - set(known)):
+        raise ConfigError(
+            f"{key} names {unknown[0]}, which is none of {', '.join(known)}: take a checkpoint "
+            "that has these alone"
+        )
+    return list(names)
 
 
 class Family(NamedTuple):
@@ -290,11 +317,6 @@ def layered(own: dict[str, RoPE], names: Sequence[str], window: int) -> dict[str
     as they are.
     """
     used = dict.fromkeys(names)
-    if unknown := sorted(used.keys() - {SLIDING, FULL}):
-        raise ConfigError(
-            f"layer_types names {unknown[0]}, which the decoder does not have: it has {SLIDING} "
-            f"and {FULL}"
-        )
     main = own[FULL if FULL in used else SLIDING]
     changes = {"positions": positions.config(main), "window": 0}
     if len(used) == 1:

@@ -14,6 +14,7 @@ from lcm.pretrained.families.base import (
     SLIDING,
     Config,
     Family,
+    layer_names,
     layered,
     layers_to_hf,
     need,
@@ -41,6 +42,7 @@ def _shared(hf: Config, every: int, *, by_kind: bool = False) -> dict[str, Any]:
     names = hf.get("layer_types") or [
         SLIDING if (n + 1) % every else FULL for n in range(need(hf, "num_hidden_layers"))
     ]
+    names = layer_names(hf, names, (SLIDING, FULL))
     own = rotations({**hf, "layer_types": names}, by_kind=by_kind)
     return {
         **sizes(hf),

@@ -8,7 +8,7 @@ from typing import Any
 from lcm import positions
 from lcm.errors import ConfigError
 from lcm.models import ModelSpec
-from lcm.pretrained.families.bamba import LAYER, MAMBA, MIXING, mamba_kind, mamba_to_hf
+from lcm.pretrained.families.bamba import LAYER, MAMBA, MIXERS, MIXING, mamba_kind, mamba_to_hf
 from lcm.pretrained.families.base import (
     FULL,
     FUSED,
@@ -17,6 +17,8 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
+    layer_names,
     need,
     period,
     rotations,
@@ -64,11 +66,7 @@ def _names(hf: Config) -> list[str]:
     """The kinds of layers, one after the other."""
     depth = need(hf, "num_hidden_layers")
     names = hf.get("layer_types") or hf.get("layers_block_type") or ["mamba"] * depth
-    if len(names) != depth:
-        raise ConfigError(f"layer_types has {len(names)} names for num_hidden_layers={depth}")
-    if unknown := sorted(set(names) - KINDS.keys()):
-        raise ConfigError(f"layer_types names {unknown[0]}, which is none of {', '.join(KINDS)}")
-    return [KINDS[name] for name in names]
+    return [KINDS[name] for name in layer_names(hf, names, KINDS)]
 
 
 def _positions(hf: Config) -> positions.PositionEncoding:
@@ -79,10 +77,8 @@ def _positions(hf: Config) -> positions.PositionEncoding:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if not by_mixer.keys() <= {"mamba2", "attention"}:
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has mamba2 and attention")
-    mamba, attention = by_mixer.get("mamba2"), by_mixer.get("attention")
+    found = by_mixer(spec, (), sorted(MIXERS))
+    mamba, attention = found.get("mamba2"), found.get("attention")
     # Sizes of what is not there are free, but must go together.
     channels = {"mamba_n_heads": 1, "mamba_d_head": 2 * spec.width, "mamba_expand": 2}
     layer = spec.layers[0]

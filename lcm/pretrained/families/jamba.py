@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lcm import positions
-from lcm.errors import ConfigError
 from lcm.models import ModelSpec
 from lcm.pretrained.families.base import (
     HALVES,
@@ -13,6 +12,7 @@ from lcm.pretrained.families.base import (
     Config,
     Family,
     Weight,
+    by_mixer,
     experts,
     need,
     period,
@@ -20,8 +20,6 @@ from lcm.pretrained.families.base import (
     sizes_to_hf,
 )
 from lcm.pretrained.families.mamba import inside_mamba1, plain_expand
-
-MIXERS = {"mamba1", "attention"}
 
 
 def read(hf: Config) -> dict[str, Any]:
@@ -81,10 +79,8 @@ def _turns(hf: Config, what: str) -> list[bool]:
 
 
 def write(spec: ModelSpec, length: int) -> Config:
-    by_mixer = {layer.mixer: layer for layer in spec.layers}
-    if "mamba1" not in by_mixer or not by_mixer.keys() <= MIXERS:
-        raise ConfigError(f"layers are {', '.join(by_mixer)}, it has {', '.join(sorted(MIXERS))}")
-    mamba, attention = by_mixer["mamba1"], by_mixer.get("attention", by_mixer["mamba1"])
+    found = by_mixer(spec, ["mamba1"], ["attention"])
+    mamba, attention = found["mamba1"], found.get("attention", found["mamba1"])
     layers = spec.in_order
     many = next((layer for layer in layers if layer.mlp == "experts"), None)
     return {

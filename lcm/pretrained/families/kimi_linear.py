@@ -21,6 +21,7 @@ from lcm.pretrained.families.base import (
     Weight,
     by_mixer,
     key_of,
+    layer_names,
     need,
     period,
 )
@@ -92,12 +93,8 @@ def _names(hf: Config) -> list[tuple[str, str]]:
     if mlps is None:
         dense = hf.get("first_k_dense_replace", 1)
         mlps = ["dense" if n < dense else "sparse" for n in range(depth)]
-    for key, names, known in (("layer_types", mixers, MIXERS), ("mlp_layer_types", mlps, MLPS)):
-        if len(names) != depth:
-            raise ConfigError(f"{key} has {len(names)} names for num_hidden_layers={depth}")
-        if unknown := sorted(set(names) - known.keys()):
-            raise ConfigError(f"{key} names {unknown[0]}, which is none of {', '.join(known)}")
-    return list(zip(mixers, mlps, strict=True))
+    mixers = layer_names(hf, mixers, MIXERS)
+    return list(zip(mixers, layer_names(hf, mlps, MLPS, "mlp_layer_types"), strict=True))
 
 
 def _delta(hf: Config, width: int) -> Config:

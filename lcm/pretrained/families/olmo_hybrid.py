@@ -23,6 +23,7 @@ from lcm.pretrained.families.base import (
     Weight,
     by_mixer,
     key_of,
+    layer_names,
     need,
     period,
     rotations,
@@ -81,15 +82,12 @@ def _names(hf: Config) -> list[str]:
     if names is None:
         names = [FULL if n % 4 == 3 else "linear_attention" for n in range(depth)]
         names = names if FULL in names else [*names[:-1], FULL]
-    if len(names) != depth:
-        raise ConfigError(f"layer_types has {len(names)} names for num_hidden_layers={depth}")
-    if unknown := sorted(set(names) - MIXERS.keys()):
-        raise ConfigError(f"layer_types names {unknown[0]}, which is none of {', '.join(MIXERS)}")
+    names = layer_names(hf, names, MIXERS)
     if missing := MIXERS.keys() - set(names):
         raise ConfigError(
             f"layer_types has no {missing.pop()}, OLMo-Hybrid has both kinds of layer"
         )
-    return list(names)
+    return names
 
 
 def _positions(hf: Config) -> positions.PositionEncoding:

@@ -11,6 +11,7 @@ from lcm.pretrained.families.base import (
     SLIDING,
     Config,
     Family,
+    layer_names,
     layered,
     layers_to_hf,
     need,
@@ -33,9 +34,10 @@ def read_qwen3(hf: Config) -> dict[str, Any]:
 def _shared(hf: Config) -> dict[str, Any]:
     need(hf, "hidden_act", "silu")
     window = need(hf, "sliding_window") if hf.get("use_sliding_window") else 0
+    names = _names(hf)
     return {
         **sizes(hf),
-        **layered(rotations(hf), _names(hf) if window else [FULL], window),
+        **layered(rotations(hf), names if window else [FULL], window),
         "mlp": "swiglu",
         "norm": "rms",
         "norm_eps": need(hf, "rms_norm_eps"),
@@ -45,7 +47,7 @@ def _shared(hf: Config) -> dict[str, Any]:
 def _names(hf: Config) -> list[str]:
     """The first `max_window_layers` see all."""
     if hf.get("layer_types"):
-        return list(hf["layer_types"])
+        return layer_names(hf, hf["layer_types"], (SLIDING, FULL))
     wide, depth = need(hf, "max_window_layers"), need(hf, "num_hidden_layers")
     return [FULL if n < wide else SLIDING for n in range(depth)]
 

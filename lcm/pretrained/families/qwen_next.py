@@ -24,6 +24,7 @@ from lcm.pretrained.families.base import (
     by_mixer,
     experts,
     key_of,
+    layer_names,
     need,
     period,
     rotations,
@@ -95,11 +96,7 @@ def _names(hf: Config) -> list[str]:
     names = hf.get("layer_types")
     if names is None:
         names = [FULL if (n + 1) % every == 0 else "linear_attention" for n in range(depth)]
-    if len(names) != depth:
-        raise ConfigError(f"layer_types has {len(names)} names for num_hidden_layers={depth}")
-    if unknown := sorted(set(names) - MIXERS.keys()):
-        raise ConfigError(f"layer_types names {unknown[0]}, which is none of {', '.join(MIXERS)}")
-    return list(names)
+    return layer_names(hf, names, MIXERS)
 
 
 def _rotated(hf: Config) -> Config:

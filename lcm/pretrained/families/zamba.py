@@ -22,6 +22,7 @@ from lcm.pretrained.families.base import (
     by_mixer,
     choose,
     key_of,
+    layer_names,
     need,
     period,
     rotations,
@@ -89,18 +90,11 @@ def read(hf: Config) -> dict[str, Any]:
 
 def _names(hf: Config) -> list[str]:
     """The kinds of layers, one after the other: `mamba2` or `hybrid`."""
-    depth = need(hf, "num_hidden_layers")
     names = hf.get("layers_block_type") or hf.get("layer_types")
     if names is None:
         at = range(6, 43, 6), (47, 51)  # of 54 layers, which transformers takes
         names = ["hybrid" if n in itertools.chain(*at) else "mamba" for n in range(54)]
-    if len(names) != depth:
-        raise ConfigError(f"layers_block_type has {len(names)} names, num_hidden_layers={depth}")
-    if unknown := sorted(set(names) - KINDS.keys()):
-        raise ConfigError(
-            f"layers_block_type names {unknown[0]!r}, which Zamba2 does not have: it has "
-            f"{', '.join(KINDS)}"
-        )
+    names = layer_names(hf, names, KINDS, "layers_block_type")
     if "hybrid" not in names:
         raise ConfigError("layers_block_type has no hybrid layer: that is mamba2, not zamba2")
     return [KINDS[name] for name in names]
