@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from lcm.ops.recurrence import pallas
 from lcm.ops.recurrence.inverse import inverse
-from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
+from lcm.ops.recurrence.pieces import chunk_of, in_chunks
 from lcm.ops.recurrence.reference import (
     Erase,
     by_head,
@@ -92,26 +92,24 @@ def op_matrix(
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
 
-    if erase and by_channel:
-        erase = pair_of(erase, heads, 2)
-    shared = q_BLGN, k_BLGN, *(erase or ())[:2]
+    pair = pair_of(erase, heads, 2) if erase else ()
+    rated = erase and not by_channel  # kernels take a rate beside b where decays are of heads
+    shared = q_BLGN, k_BLGN, *(erase[:2] if rated else pair)
     if in_kernel and pallas.matrix_fits(shared, v_BLHP, wide):
-        of_heads = (wide, rate_of(erase, wide)) if erase and not by_channel else (wide,)
+        of_heads = (wide, rate_of(erase, wide)) if rated else (wide,)
         return pallas.matrix(shared, v_BLHP, of_heads, S0_BHNP, reset_BL)
 
-    shared = q_BLGN, k_BLGN, *(pair_of(erase, heads, 2) if erase else ())
+    shared = q_BLGN, k_BLGN, *pair
     groups = heads if by_channel else max(x.shape[2] for x in shared)
     q, k, *erase = (by_head(x, groups, 2) for x in shared)
-    size = min(chunk, length)
-    if by_channel:
-        size = -(-size // SUBCHUNK) * SUBCHUNK
     each = heads // groups
     v = v_BLHP.reshape(batch, length, groups, each, width)
     wide = wide if by_channel else wide.reshape(batch, length, groups, each)
-    xs = jax.tree.map(lambda x: chunked(x, size), (reset_BL, q, k, v, wide, tuple(erase)))
     S0 = S0_BHNP.reshape(batch, groups, each, *S0_BHNP.shape[2:])
-    S, y = scan(_CHUNKS[by_channel], S0, None, xs)
-    return joined(y, length).reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
+    moving = reset_BL, q, k, v, wide, tuple(erase)
+    multiple = SUBCHUNK if by_channel else 1
+    y, S = in_chunks(_CHUNKS[by_channel], chunk, moving, None, S0, multiple=multiple)
+    return y.reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
 
 
 def check(
