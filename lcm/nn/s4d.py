@@ -75,13 +75,13 @@ class S4D(Output):
         given = jnp.concatenate([wide_BLD, *seen], -1), old_BLD
         run = partial(in_chunks, _chunk, spec.recurrence_chunk or CHUNK)
         h0_BDM = before.memory["re"] + 1j * before.memory["im"]
-        y_BLD, h_BDM = passed_on(run, _left, given, self.system(), h0_BDM)
+        y_BLD, h_BDM = passed_on(run, _left, given, self.system(length), h0_BDM)
         y_BLD += self.D[...] * x_BLD
         after = RecurrentState({"re": h_BDM.real, "im": h_BDM.imag}, (), before.segment_B)
         return self.finish(y_BLD.astype(x_BLD.dtype)), None if state is None else after
 
-    def system(self) -> "System":
-        """What one token does to the states of all channels."""
+    def system(self, length: int) -> "System":
+        """What one of so many tokens does to the states of all channels."""
         own = self.spec.extension
         rate = jax.lax.complex(-interventions.rate(own, self.A_log[...]), self.A_im[...])
         dt_D = jnp.exp(self.dt_log[...]) * (self.spec.option("step") * own.step)
@@ -89,7 +89,7 @@ class S4D(Output):
         a_DM, less_DM = held(exponent)
         C_DM = jax.lax.complex(self.C[..., 0], self.C[..., 1])
         log_DM = exponent + np.log(own.retain)
-        left_DM = jnp.exp(own.window * log_DM)
+        left_DM = jnp.exp(own.window * log_DM) if own.cuts(length) else None
         return System(log_DM, own.retain * a_DM, own.insert * less_DM / rate, C_DM, left_DM)
 
     @staticmethod
@@ -108,13 +108,13 @@ class S4D(Output):
 
 class System(NamedTuple):
     """What a state keeps of itself, as a logarithm and as it is, what is written of a token, what
-    is read, and what is left of a token that is behind the window, all complex64 `[D, M]`."""
+    is read, and what is left of a token behind the window, if any is: complex64 `[D, M]`."""
 
     log: Array
     a: Array
     b: Array
     c: Array
-    left: Array
+    left: Array | None
 
 
 def _left(given: tuple[Array, Array | None], system: System) -> Array:
