@@ -23,7 +23,7 @@ from lcm.nn.recurrent import (
 )
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag, short_conv
-from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.ops.recurrence.pieces import in_chunks
 from lcm.ops.recurrence.spread import passed_on
 from lcm.types import Array, Context, Hidden
 
@@ -162,6 +162,9 @@ def selective_scan(
     What has the size `[B, L, E, N]` is there for one chunk at a time, backward too, which keeps a
     state for each chunk.
     """
+    x_BLE, dt_BLE, b_BLN, c_BLN = (
+        each.astype(jnp.float32) for each in (x_BLE, dt_BLE, b_BLN, c_BLN)
+    )
     # A mask of [C, E, N] from the resets alone would be taken out of the loops, of all tokens.
     since_BLE = jnp.where(reset_BL[..., None], FAR, dt_BLE)
     written = Written(dt_BLE * x_BLE, b_BLN)
@@ -170,26 +173,14 @@ def selective_scan(
         same_BL = interventions.same_document(reset_BL, window)
         gone = jax.tree.map(lambda x: interventions.delayed(x, window), written)
         gone = gone._replace(x=gone.x * same_BL[..., None])
-        passed = jax.tree.map(
-            lambda x: interventions.summed(x.astype(jnp.float32), window),
-            Decay(dt_BLE, log_keep_BL),
-        )
+        passed = jax.tree.map(lambda x: interventions.summed(x, window), Decay(dt_BLE, log_keep_BL))
         given = *given[:2], (passed, gone), c_BLN
-    return passed_on(partial(_in_chunks, chunk), _left, given, A_EN, h0_BEN)
-
-
-def _in_chunks(chunk: int, given: tuple, A_EN: Array, h0_BEN: Array) -> tuple[Array, Array]:
-    """Outputs and the last state of tokens of one device."""
-    length = given[-1].shape[1]
-    chunk = min(chunk, length)
-    moving = jax.tree.map(lambda each: chunked(each.astype(jnp.float32), chunk), given)
-    h_BEN, y = scan(_chunk, h0_BEN, A_EN, moving)
-    return joined(y, length), h_BEN
+    return passed_on(partial(in_chunks, _chunk, chunk), _left, given, A_EN, h0_BEN)
 
 
 def _left(given: tuple, A_EN: Array) -> Array:
     """What all of the tokens leave of a state, `[B, E, N]`."""
-    total = jax.tree.map(lambda x: x.astype(jnp.float32).sum(1), given[0])
+    total = jax.tree.map(lambda x: x.sum(1), given[0])
     return total._replace(time_BCE=jnp.minimum(total.time_BCE, FAR)).of(A_EN)
 
 

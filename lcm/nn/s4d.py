@@ -14,7 +14,7 @@ from lcm.nn.lti import Output, held
 from lcm.nn.recurrent import RecurrentState, empty, entered
 from lcm.nn.spec import LayerSpec
 from lcm.ops.recurrence import op_diag
-from lcm.ops.recurrence.pieces import chunked, joined, scan
+from lcm.ops.recurrence.pieces import in_chunks
 from lcm.ops.recurrence.spread import passed_on
 from lcm.types import Array, Context, Hidden
 
@@ -73,15 +73,15 @@ class S4D(Output):
             same_BL = interventions.same_document(reset_BL, spec.extension.window)
             old_BLD = interventions.delayed(wide_BLD, spec.extension.window) * same_BL[..., None]
         given = jnp.concatenate([wide_BLD, *seen], -1), old_BLD
-        run = partial(_in_chunks, spec.recurrence_chunk or CHUNK, spec.extension.window)
+        run = partial(in_chunks, _chunk, spec.recurrence_chunk or CHUNK)
         h0_BDM = before.memory["re"] + 1j * before.memory["im"]
-        y_BLD, h_BDM = passed_on(run, _left, given, self.system(), h0_BDM)
+        y_BLD, h_BDM = passed_on(run, _left, given, self.system(length), h0_BDM)
         y_BLD += self.D[...] * x_BLD
         after = RecurrentState({"re": h_BDM.real, "im": h_BDM.imag}, (), before.segment_B)
         return self.finish(y_BLD.astype(x_BLD.dtype)), None if state is None else after
 
-    def system(self) -> "System":
-        """What one token does to the states of all channels."""
+    def system(self, length: int) -> "System":
+        """What one of so many tokens does to the states of all channels."""
         own = self.spec.extension
         rate = jax.lax.complex(-interventions.rate(own, self.A_log[...]), self.A_im[...])
         dt_D = jnp.exp(self.dt_log[...]) * (self.spec.option("step") * own.step)
@@ -89,7 +89,8 @@ class S4D(Output):
         a_DM, less_DM = held(exponent)
         C_DM = jax.lax.complex(self.C[..., 0], self.C[..., 1])
         log_DM = exponent + np.log(own.retain)
-        return System(log_DM, own.retain * a_DM, own.insert * less_DM / rate, C_DM)
+        left_DM = jnp.exp(own.window * log_DM) if own.cuts(length) else None
+        return System(log_DM, own.retain * a_DM, own.insert * less_DM / rate, C_DM, left_DM)
 
     @staticmethod
     def init_state(
@@ -106,25 +107,14 @@ class S4D(Output):
 
 
 class System(NamedTuple):
-    """What a state keeps of itself, as a logarithm and as it is, what is written of a token, and
-    what is read, all complex64 `[D, M]`."""
+    """What a state keeps of itself, as a logarithm and as it is, what is written of a token, what
+    is read, and what is left of a token behind the window, if any is: complex64 `[D, M]`."""
 
     log: Array
     a: Array
     b: Array
     c: Array
-
-
-def _in_chunks(
-    chunk: int, window: int, given: tuple[Array, Array | None], system: System, h0_BDM: Array
-) -> tuple[Array, Array]:
-    """Outputs, without D, and the last state of tokens of one device."""
-    length = given[0].shape[1]
-    chunk = min(chunk, length)
-    moving = jax.tree.map(lambda x_BLF: chunked(x_BLF, chunk), given)
-    left_DM = jnp.exp(window * system.log)  # of a token that is behind the window
-    h_BDM, y_NBCD = scan(_chunk, h0_BDM, (*system[1:], left_DM), moving)
-    return joined(y_NBCD, length), h_BDM
+    left: Array | None
 
 
 def _left(given: tuple[Array, Array | None], system: System) -> Array:
@@ -134,9 +124,9 @@ def _left(given: tuple[Array, Array | None], system: System) -> Array:
     return jnp.where(reset_BL.any(1)[:, None, None], 0, kept_BDM)
 
 
-def _chunk(h_BDM: Array, own: tuple[Array, ...], moving: tuple) -> tuple[Array, Array]:
-    """The states of one chunk, of which only the last stays, and what is read of them."""
-    (x_BCF, old_BCD), (a_DM, b_DM, c_DM, left_DM) = moving, own
+def _chunk(h_BDM: Array, own: System, moving: tuple) -> tuple[Array, Array]:
+    """The states of one chunk, of which the last stays, and what is read of them, without D."""
+    (x_BCF, old_BCD), (_, a_DM, b_DM, c_DM, left_DM) = moving, own
     x_BCD, reset_BC, there_BC = x_BCF[..., :-2], x_BCF[..., -2] > 0, x_BCF[..., -1] > 0
     there = there_BC[..., None, None]
     a_BCDM = jnp.where(there, a_DM, 1)  # padding keeps h and writes nothing

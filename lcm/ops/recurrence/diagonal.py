@@ -92,9 +92,8 @@ def _scan(chunk: int, a: Array, b: Array, h0: Array, reverse: bool = False) -> A
         h = decay * h[:, None] + own
         return h[:, 0 if reverse else -1], h
 
-    # Past the end the state stays as it is: from the end, too, as nothing has come yet.
-    xs = chunked(a, chunk, 1), chunked(b, chunk)
-    _, h = jax.lax.scan(step, h0, xs, reverse=reverse)
+    # What fills the last chunk is not seen: in reverse it comes first, and keeps the 0 that is h0.
+    _, h = jax.lax.scan(step, h0, (chunked(a, chunk), chunked(b, chunk)), reverse=reverse)
     return joined(h, length)
 
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from lcm.ops.recurrence import pallas
 from lcm.ops.recurrence.inverse import inverse
-from lcm.ops.recurrence.pieces import chunk_of, chunked, joined, scan
+from lcm.ops.recurrence.pieces import chunk_of, in_chunks
 from lcm.ops.recurrence.reference import (
     Erase,
     by_head,
@@ -92,26 +92,24 @@ def op_matrix(
         S_BHNP, y_BHP = matrix_step(cleared(S0_BHNP, reset_BL[:, 0]), *token)
         return y_BHP[:, None].astype(v_BLHP.dtype), S_BHNP
 
-    if erase and by_channel:
-        erase = pair_of(erase, heads, 2)
-    shared = q_BLGN, k_BLGN, *(erase or ())[:2]
+    pair = pair_of(erase, heads, 2) if erase else ()
+    rated = erase and not by_channel  # kernels take a rate beside b where decays are of heads
+    shared = q_BLGN, k_BLGN, *(erase[:2] if rated else pair)
     if in_kernel and pallas.matrix_fits(shared, v_BLHP, wide):
-        of_heads = (wide, rate_of(erase, wide)) if erase and not by_channel else (wide,)
+        of_heads = (wide, rate_of(erase, wide)) if rated else (wide,)
         return pallas.matrix(shared, v_BLHP, of_heads, S0_BHNP, reset_BL)
 
-    shared = q_BLGN, k_BLGN, *(pair_of(erase, heads, 2) if erase else ())
+    shared = q_BLGN, k_BLGN, *pair
     groups = heads if by_channel else max(x.shape[2] for x in shared)
     q, k, *erase = (by_head(x, groups, 2) for x in shared)
-    size = min(chunk, length)
-    if by_channel:
-        size = -(-size // SUBCHUNK) * SUBCHUNK
     each = heads // groups
     v = v_BLHP.reshape(batch, length, groups, each, width)
     wide = wide if by_channel else wide.reshape(batch, length, groups, each)
-    xs = jax.tree.map(lambda x: chunked(x, size), (reset_BL, q, k, v, wide, tuple(erase)))
     S0 = S0_BHNP.reshape(batch, groups, each, *S0_BHNP.shape[2:])
-    S, y = scan(_CHUNKS[by_channel], S0, None, xs)
-    return joined(y, length).reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
+    moving = reset_BL, q, k, v, wide, tuple(erase)
+    multiple = SUBCHUNK if by_channel else 1
+    y, S = in_chunks(_CHUNKS[by_channel], chunk, moving, None, S0, multiple=multiple)
+    return y.reshape(v_BLHP.shape), S.reshape(S0_BHNP.shape)
 
 
 def check(
@@ -231,11 +229,7 @@ class _ByChannel:
         x_far, y_far = x_own * jnp.exp(X - begin), y[..., None, :, :] * jnp.exp(to_begin)
         far = _dot("bgmtn,bgmcn->bgmtc", x_far, y_far).reshape(*outer, parts, SUBCHUNK, parts, -1)
 
-        lower = jnp.tril(jnp.ones((SUBCHUNK, SUBCHUNK), bool), -int(strict))[..., None]
-        span = jnp.where(lower, X[..., :, None, :] - G[..., None, :, :], -jnp.inf)
-        y_near = y_own[..., None, :, :] * jnp.exp(span)
-        near = _dot("bgmtn,bgmtcn->bgmtc", x_own, y_near)[..., None, :]
-
+        near = _near(strict, x_own, y_own, X, G)[..., None, :]
         own = jnp.eye(parts, dtype=bool)[:, None, :, None]
         scores = jnp.where(own, near, far).reshape(*outer, size, size)
         return jnp.where(_lower(spans, strict)[:, None], scores, 0)[:, :, None]
@@ -252,6 +246,37 @@ class _ByChannel:
     def kept(S: Array, spans: _Spans) -> Array:
         return jnp.exp(spans.whole).swapaxes(2, 3)[:, :, None] * S
 
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _near(strict: bool, x: Array, y: Array, X: Array, G: Array) -> Array:
+    """`sum_n x_tn y_cn exp(X_tn - G_cn)` of pairs within parts of a chunk, `[B, G, M, T, T]`.
+
+    Its gradients are sums over c and over t, the second of pairs the other way round: over an axis
+    in the middle of `[T, T, N]` it takes a CPU half of the time of all. Those of X and G follow.
+    """
+    return _dot("bgmtn,bgmtcn->bgmtc", x, y[..., None, :, :] * _decays(strict, X, G))
+
+
+def _decays(strict: bool, X: Array, G: Array) -> Array:
+    """`exp(X_tn - G_cn)` where t sees c, `[B, G, M, T, T, N]`."""
+    lower = jnp.tril(jnp.ones((SUBCHUNK, SUBCHUNK), bool), -int(strict))[..., None]
+    return jnp.exp(jnp.where(lower, X[..., :, None, :] - G[..., None, :, :], -jnp.inf))
+
+
+def _near_forward(strict: bool, *given: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _near(strict, *given), given
+
+
+def _near_backward(strict: bool, given: tuple[Array, ...], d: Array) -> tuple[Array, ...]:
+    x, y, X, G = given
+    upper = jnp.triu(jnp.ones((SUBCHUNK, SUBCHUNK), bool), int(strict))[..., None]
+    turned = jnp.exp(jnp.where(upper, X[..., None, :, :] - G[..., :, None, :], -jnp.inf))
+    d_x = _dot("bgmtc,bgmtcn->bgmtn", d, y[..., None, :, :] * _decays(strict, X, G))
+    d_y = _dot("bgmtc,bgmctn->bgmcn", d, x[..., None, :, :] * turned)
+    return d_x.astype(x.dtype), d_y.astype(y.dtype), x * d_x, -y * d_y
+
+
+_near.defvjp(_near_forward, _near_backward)
 
 # Made once, so that a scan over either is compiled once.
 _CHUNKS = {False: partial(_chunk, _ByHead), True: partial(_chunk, _ByChannel)}

@@ -25,13 +25,28 @@ def chunk_of(given: int, on_cpu: int, elsewhere: int) -> int:
     return given or (on_cpu if platform() == "cpu" else elsewhere)
 
 
-def chunked(x_BL: Array, chunk: int, fill: float = 0) -> Array:
-    """`[B, L, ...]` as `[N, B, C, ...]`, the last chunk filled up."""
+def in_chunks(
+    body: Body, size: int, moving: Any, shared: Any, state: Any, *, multiple: int = 1
+) -> tuple[Array, Any]:
+    """Outputs `[B, L, ...]`, and the last state, of `body` over chunks of the tokens in turn.
+
+    size: tokens of a chunk, which is one of all of them if there are no more; multiple: of what
+        number of tokens chunks have to be, whichever size they are given.
+    moving: arrays `[B, L, ...]`, of which the body sees `[B, C, ...]`, zeros behind the last.
+    shared: what it sees in each chunk.
+    """
+    length = jax.tree.leaves(moving)[0].shape[1]
+    size = -(-min(size, length) // multiple) * multiple
+    state, y = scan(body, state, shared, jax.tree.map(lambda x: chunked(x, size), moving))
+    return joined(y, length), state
+
+
+def chunked(x_BL: Array, chunk: int) -> Array:
+    """`[B, L, ...]` as `[N, B, C, ...]`, the last chunk filled up with zeros."""
     batch, length, *rest = x_BL.shape
     missing = -length % chunk
     if missing:
-        widths = [(0, missing if axis == 1 else 0) for axis in range(x_BL.ndim)]
-        x_BL = jnp.pad(x_BL, widths, constant_values=fill)
+        x_BL = jnp.pad(x_BL, [(0, missing if axis == 1 else 0) for axis in range(x_BL.ndim)])
     return x_BL.reshape(batch, -1, chunk, *rest).swapaxes(0, 1)
 
 

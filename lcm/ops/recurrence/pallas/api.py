@@ -1,6 +1,7 @@
 """The recurrences on kernels: which of them there are, and arrays laid out as they take them."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import jax.numpy as jnp
 
@@ -103,37 +104,42 @@ def _erasing(
     S0: Array,
     reset: Array,
 ) -> tuple[Array, Array]:
-    batch, length, heads, width = v.shape
-    states = q.shape[-1]
-    most = erasing.block(heads, states, width)
-    tile = erasing.Tile(most, states, width, erasing.CHUNK)
-    missing = -length % tile.chunk
-
-    def of_blocks(x_BLH: Array) -> Array:
-        x = _padded(x_BLH.astype(jnp.float32), missing).swapaxes(1, 2)
-        return x.reshape(batch, -1, most, x.shape[-1])
-
-    tokens = (_in_lanes(x, most, heads, missing) for x in (q, k, a, b, v))
-    given = erasing.Given(erasing.Tokens(*tokens), of_blocks(log_decay), of_blocks(rate), S0)
-    y, last = erasing.run(tile, given, _documents(reset, tile.chunk))
-    return y[:, :length].reshape(v.shape), last
+    tokens, of_heads = (q, k, a, b, v), (log_decay, rate)
+    return _in_blocks(erasing, erasing.CHUNK, tokens, of_heads, v.shape, S0, reset)
 
 
 def _by_channel(*given: Array) -> tuple[Array, Array]:
     """Of q, k, and a, b if it erases, v, log-decays, the state before, and resets."""
     *shared, v, log_decay, S0, reset = given
-    _, length, heads, width = v.shape
-    states = S0.shape[2]
-    most = erasing.block(heads, states, width)
     chunk = channels.ERASING if len(shared) > 2 else channels.CHUNK
-    tile = channels.Tile(most, states, width, chunk)
-    missing = -length % tile.chunk
-    tokens = (
-        _in_lanes(x, most, heads, missing) for x in (log_decay.astype(jnp.float32), v, *shared)
-    )
-    given = channels.Given(channels.Tokens(*tokens), S0)
-    y, last = channels.run(tile, given, _documents(reset, tile.chunk))
-    return y[:, :length].reshape(v.shape), last
+    tokens = log_decay.astype(jnp.float32), v, *shared
+    return _in_blocks(channels, chunk, tokens, (), v.shape, S0, reset)
+
+
+def _in_blocks(
+    kernels: ModuleType,
+    chunk: int,
+    tokens: Sequence[Array],
+    of_heads: Sequence[Array],
+    shape: tuple[int, ...],
+    S0: Array,
+    reset: Array,
+) -> tuple[Array, Array]:
+    """Outputs of a shape `[B, L, H, P]` and the last state, of kernels for blocks of heads.
+
+    kernels: `erasing` or `channels`, as whose `Given` the `[B, L, G, ...]` of tokens, in the order
+    of its `Tokens`, and the `[B, L, H]` of heads are laid out.
+    """
+    batch, length, heads, width = shape
+    most = erasing.block(heads, S0.shape[2], width)
+    missing = -length % chunk
+    tokens = kernels.Tokens(*(_in_lanes(x, most, heads, missing) for x in tokens))
+    rows = (_padded(x.astype(jnp.float32), missing).swapaxes(1, 2) for x in of_heads)
+    rows = (x.reshape(batch, -1, most, x.shape[-1]) for x in rows)
+    given = kernels.Given(tokens, *rows, S0)
+    tile = kernels.Tile(most, S0.shape[2], width, chunk)
+    y, last = kernels.run(tile, given, _documents(reset, chunk))
+    return y[:, :length].reshape(shape), last
 
 
 def _in_lanes(x: Array, most: int, heads: int, missing: int) -> Array:
