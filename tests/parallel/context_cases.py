@@ -257,6 +257,18 @@ def exchanges(mixer):
     return found
 
 
+def given():
+    """Bytes of states that an exchange gives each device, as a share of those of its own rows."""
+    draw = lambda *shape: jax.ShapeDtypeStruct((ROWS, LENGTH, *shape), jnp.float32)  # noqa: E731
+    mesh = parallel.make(config.override(config.base(), [*BASE, *on(fsdp=2, context=4)]))
+    with jax.set_mesh(mesh):
+        run = jax.jit(recurrence.op_matrix)
+        text = run.lower(draw(2, 8), draw(2, 8), draw(4, 6), draw(4)).compile().as_text()
+    states = 4 * (ROWS // 2) * (4 * 8 * 6 + 4) * 4  # and a decay of each head
+    return {"share": hlo.Module(text).totals().collectives["all-gather"].bytes / states}
+
+
+GIVEN = "given of states"
 KEPT = {"kept by ring": "ring", "kept by gather": "gather"}
 EXCHANGES = {f"exchanges of {mixer}": mixer for mixer in ("mamba1", "s4d")}
 OPS = ["op_diag", "op_max", "short_conv", *(f"op_matrix {how}" for how in (
@@ -264,7 +276,7 @@ OPS = ["op_diag", "op_max", "short_conv", *(f"op_matrix {how}" for how in (
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.device_count()
-    every = [*OPS, *MODELS, *KEPT, *EXCHANGES]
+    every = [*OPS, *MODELS, *KEPT, GIVEN, *EXCHANGES]
     chosen = sys.argv[1].split(",") if len(sys.argv) > 1 else every
     found = {}
     for name in chosen:
@@ -272,6 +284,8 @@ if __name__ == "__main__":
             found[name] = exchanges(EXCHANGES[name])
         elif name in KEPT:
             found[name] = kept(KEPT[name])
+        elif name == GIVEN:
+            found[name] = given()
         else:
             found[name] = of_op(name) if name in OPS else of_model(MODELS[name])
         worst = max(found[name], key=found[name].get)

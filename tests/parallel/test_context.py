@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from context_cases import EXCHANGES, KEPT, MODELS, OPS, QUICK
+from context_cases import EXCHANGES, GIVEN, KEPT, MODELS, OPS, QUICK
 from programs import result, start
 
 from lcm import models, parallel
@@ -19,7 +19,7 @@ def run(names: list[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def found():
-    return run([*OPS, *KEPT, *QUICK])
+    return run([*OPS, *KEPT, GIVEN, *QUICK])
 
 
 def are_equal(errors: dict) -> None:
@@ -49,6 +49,10 @@ def test_recurrences_pass_states_and_gradients_on(found, name):
 @pytest.mark.parametrize("name", KEPT)
 def test_backward_pass_keeps_no_keys_of_other_devices(found, name):
     assert 0.9 < found[name]["share"] < 1.5
+
+
+def test_an_exchange_is_of_the_rows_of_a_device(found):
+    assert found[GIVEN]["share"] == 1
 
 
 @pytest.mark.slow
