@@ -35,6 +35,12 @@ def shards() -> int:
     return axes_in_use().get(CONTEXT, 1)
 
 
+def axes_of_rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
+    """What rows are cut over, of axes in use; None where these do not divide them."""
+    names = tuple(name for name in RULES["rows"] if name in axes)
+    return names if names and batch % math.prod(axes[name] for name in names) == 0 else None
+
+
 def placed(x: Hidden, *names: str) -> Hidden:
     """`x`, each axis on the mesh axes of its logical name; as it is where no mesh has those.
 

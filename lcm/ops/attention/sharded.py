@@ -10,11 +10,10 @@ from jax.sharding import PartitionSpec
 
 from lcm.ops.attention.part import Part, Partial
 from lcm.ops.attention.score import ScoreMod
-from lcm.ops.placed import axes_in_use
+from lcm.ops.placed import axes_in_use, axes_of_rows
 from lcm.types import Array, Context, Values
 
-# Axes of a mesh, as `lcm.parallel` names them, that rows and heads lie on.
-ROWS, HEADS = ("data", "fsdp"), "tensor"
+HEADS = "tensor"  # the axis of a mesh, as `lcm.parallel` names it, that heads lie on
 
 Attend = Callable[[tuple[Part, ...], Values, Context, Context, float], Partial]
 
@@ -22,9 +21,9 @@ Attend = Callable[[tuple[Part, ...], Values, Context, Context, float], Partial]
 def over_mesh(attend: Attend) -> Attend:
     """`attend` in a `jax.shard_map` where a mesh is in use, the same function where none is.
 
-    Rows are cut over `ROWS` and heads over `HEADS`, each if it divides; what is not cut, such as
-    the sequence over other axes, is gathered, and computed by each device. Where there are fewer
-    key heads than devices along `HEADS`, each device has a copy of the one its queries share.
+    Rows are cut over `data` and `fsdp`, heads over `HEADS`, each if it divides; what is not cut,
+    such as the sequence over other axes, is gathered, and computed by each device. Where there are
+    fewer key heads than devices along `HEADS`, each device has a copy of the one its queries share.
     """
 
     def call(
@@ -86,12 +85,6 @@ def _map_heads(part: Part, cells: PartitionSpec) -> PartitionSpec:
     """A block map with heads of its own is cut as they are."""
     own = part.blocks is not None and part.blocks.indices_HQN.shape[0] > 1
     return PartitionSpec(cells[2] if own else None)
-
-
-def axes_of_rows(axes: dict[str, int], batch: int) -> tuple[str, ...] | None:
-    """What rows are cut over."""
-    names = tuple(name for name in ROWS if name in axes)
-    return names if names and batch % math.prod(axes[name] for name in names) == 0 else None
 
 
 def cut_of_heads(axes: dict[str, int], heads: int, kv_heads: int) -> int:

@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec
 from lcm.ops.attention.mask import Mask, reaches
 from lcm.ops.attention.part import Part, Partial, merge
 from lcm.ops.attention.score import Leaves, split
-from lcm.ops.attention.sharded import HEADS, Later, axes_of_rows, cut_of_heads
-from lcm.ops.placed import CONTEXT, axes_in_use, shards
+from lcm.ops.attention.sharded import HEADS, Later, cut_of_heads
+from lcm.ops.placed import CONTEXT, axes_in_use, axes_of_rows, shards
 from lcm.types import Array, Context, Values
 
 METHODS = ("auto", "gather", "ring", "ulysses")

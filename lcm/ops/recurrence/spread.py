@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lcm.ops.attention.sharded import axes_of_rows
-from lcm.ops.placed import CONTEXT, axes_in_use, shards
+from lcm.ops.placed import CONTEXT, axes_in_use, axes_of_rows, shards
 from lcm.ops.recurrence import convolution, diagonal, matrix, maxima
 from lcm.ops.recurrence.reference import Erase, by_head
 from lcm.types import Array

@@ -1,6 +1,6 @@
 """Decoding of each device for its own rows and heads, as the kernel cannot be partitioned by XLA.
 
-Rows are cut over the axes `ROWS` of the mesh and heads over `HEADS`, each if it divides:
+Rows are cut over the axes `data` and `fsdp` of the mesh and heads over `HEADS`, each if it divides:
 
     queries, lengths    by rows; queries by heads too
     pages               by key heads: M = G K numbers of a token into equal runs of heads, scales
@@ -24,8 +24,8 @@ from lcm.ops.attention.decode.rotation import Rotation
 from lcm.ops.attention.mask import Mask
 from lcm.ops.attention.part import Partial
 from lcm.ops.attention.score import ScoreMod
-from lcm.ops.attention.sharded import HEADS, Later, axes_of_rows, cut_of_heads
-from lcm.ops.placed import axes_in_use
+from lcm.ops.attention.sharded import HEADS, Later, cut_of_heads
+from lcm.ops.placed import axes_in_use, axes_of_rows
 from lcm.types import Array, Queries
 
 Decode = Callable[[Queries, Cache, Mask, ScoreMod | None, Rotation | None, float], Partial]

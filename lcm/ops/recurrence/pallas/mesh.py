@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from lcm.ops.attention.sharded import HEADS, axes_of_rows
-from lcm.ops.placed import axes_in_use
+from lcm.ops.attention.sharded import HEADS
+from lcm.ops.placed import axes_in_use, axes_of_rows
 from lcm.types import Array
 
 
