@@ -50,7 +50,6 @@ def studied(
     stacked = train_seeds(cfg, folder, range(seeds), batch_at, title=folder.name)
     found = [score(one_seed(stacked, seed)) for seed in range(seeds)]
     write_text(file, json.dumps(found, indent=1) + "\n")
-    jax.clear_caches()  # a process has memory maps for the programs of some 25 models, not of more
     return found
 
 
