@@ -42,7 +42,7 @@ def op_diag(
     h0 = jnp.zeros(b[:, 0].shape, kind) if h0 is None else h0.astype(kind)
     reset_BL = jnp.zeros(b.shape[:2], bool) if reset_BL is None else reset_BL
 
-    def own(at: Array, moving: tuple, _: None, h0: Array) -> tuple[Array, Array]:
+    def own(at: Array, moving: tuple, h0: Array) -> tuple[Array, Array]:
         a, b, reset_BL = moving
         h, last = run(a, b, None, reset_BL)
         # The same recurrence of 1 with nothing added: products of a, 0 after a reset.
@@ -50,7 +50,7 @@ def op_diag(
         entered, last = _folded(lambda T, h: T * h, at, h0, whole, last)
         return h + decay * entered[:, None], last
 
-    return _over(own, count, (a, b, reset_BL), None, h0)
+    return _over(own, count, (a, b, reset_BL), h0)
 
 
 def op_max(i: Array, f: Array, m0: Array, reset_BL: Array) -> tuple[Array, Array]:
@@ -58,14 +58,14 @@ def op_max(i: Array, f: Array, m0: Array, reset_BL: Array) -> tuple[Array, Array
     if count == 1:
         return maxima.op_max(i, f, m0, reset_BL)
 
-    def own(at: Array, moving: tuple, _: None, m0: Array) -> tuple[Array, Array]:
+    def own(at: Array, moving: tuple, m0: Array) -> tuple[Array, Array]:
         moved, alone = maxima.from_nothing(*moving)
         ends = moved[:, -1], alone[:, -1]
         entered, last = _folded(jnp.add, at, m0, *ends, joined=jnp.maximum)
         return jnp.maximum(moved + entered[:, None], alone), last
 
     i, f, m0 = jax.lax.stop_gradient((i, f, m0))
-    return _over(own, count, (i, f, reset_BL), None, m0)
+    return _over(own, count, (i, f, reset_BL), m0)
 
 
 def op_matrix(
@@ -90,7 +90,7 @@ def op_matrix(
         S0_BHNP = jnp.zeros((batch, heads, states, width), jnp.float32)
     reset_BL = jnp.zeros((batch, length), bool) if reset_BL is None else reset_BL
 
-    def own(at: Array, moving: tuple, _: None, S0: Array) -> tuple[Array, Array]:
+    def own(at: Array, moving: tuple, S0: Array) -> tuple[Array, Array]:
         *token, reset_BL = moving
         shard = _erasing if erase else _decaying
         read, T, y, S = shard(run, *token, reset_BL)
@@ -98,7 +98,7 @@ def op_matrix(
         return (y.astype(jnp.float32) + read(entered)).astype(y.dtype), last
 
     moving = q_BLGN, k_BLGN, v_BLHP, log_decay, erase, reset_BL
-    return _over(own, count, moving, None, S0_BHNP.astype(jnp.float32))
+    return _over(own, count, moving, S0_BHNP.astype(jnp.float32))
 
 
 def short_conv(
@@ -113,8 +113,8 @@ def short_conv(
     if count == 1:
         return convolution.short_conv(x_BLC, w_WC, bias_C, tail_BWC, reset_BL, there_BL)
 
-    def own(at: Array, moving: tuple, fixed: tuple, tail: Array) -> tuple[Array, Array]:
-        (x, reset, there), (w, bias) = moving, fixed
+    def own(at: Array, moving: tuple, tail: Array, w: Array, bias: Array) -> tuple[Array, Array]:
+        x, reset, there = moving
         left = len(w) - 1
         # The tail of the shard alone: zeros where it has too few tokens, or begins a document.
         alone = convolution.tail(x, jnp.zeros_like(tail), reset, there)
@@ -123,7 +123,7 @@ def short_conv(
         y, _ = convolution.short_conv(x, w, bias, entered, reset, there)
         return y, last.astype(tail.dtype)
 
-    return _over(own, count, (x_BLC, reset_BL, there_BL), (w_WC, bias_C), tail_BWC)
+    return _over(own, count, (x_BLC, reset_BL, there_BL), tail_BWC, w_WC, bias_C)
 
 
 def passed_on(
@@ -145,12 +145,12 @@ def passed_on(
     if count == 1:
         return run(moving, fixed, h0)
 
-    def own(at: Array, moving: Any, fixed: Any, h0: Array) -> tuple[Array, Array]:
+    def own(at: Array, moving: Any, h0: Array, fixed: Any) -> tuple[Array, Array]:
         _, last = run(moving, fixed, jnp.zeros_like(h0))
         entered, last = _folded(lambda T, h: T * h, at, h0, kept(moving, fixed), last)
         return run(moving, fixed, entered)[0], last
 
-    return _over(own, count, moving, fixed, h0)
+    return _over(own, count, moving, h0, fixed)
 
 
 # Documented where they are defined.
@@ -160,8 +160,8 @@ op_matrix.__doc__ = matrix.op_matrix.__doc__
 short_conv.__doc__ = convolution.short_conv.__doc__
 
 
-def _over(own: Callable, count: int, moving: Any, fixed: Any, state: Array) -> Any:
-    """`own(number of the shard, moving, fixed, state) -> (outputs, last state)` on each device.
+def _over(own: Callable, count: int, moving: Any, state: Array, *fixed: Any) -> Any:
+    """`own(number of the shard, moving, state, *fixed) -> (outputs, last state)` on each device.
 
     Rows are cut over `data` and `fsdp`, of `moving` and of the state before: an exchange within
     axes that are XLA's would be of all rows. Other axes stay with it, which cuts channels as it
@@ -172,11 +172,11 @@ def _over(own: Callable, count: int, moving: Any, fixed: Any, state: Array) -> A
     tokens, own_rows = PartitionSpec(rows, CONTEXT), PartitionSpec(rows)
     return jax.shard_map(
         own,
-        in_specs=(PartitionSpec(CONTEXT), tokens, PartitionSpec(), own_rows),
+        in_specs=(PartitionSpec(CONTEXT), tokens, own_rows, *[PartitionSpec()] * len(fixed)),
         out_specs=(tokens, own_rows),
         axis_names={CONTEXT, *(rows or ())},
         check_vma=False,  # the last state is the same on all, by the fold
-    )(jnp.arange(count, dtype=jnp.int32), moving, fixed, state)
+    )(jnp.arange(count, dtype=jnp.int32), moving, state, *fixed)
 
 
 def _folded(
