@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 from lcm.errors import CompileError
 
 EXAMPLES = "v4:2x2x1, v5e:2x2, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:2x2, v6e:16x16, tpu7x:2x2x1"
-_NAME = r"\w+:\d+x\d+(x\d+)?"
+_NAME = r"\w+:[1-9]\d*(x[1-9]\d*){1,2}"
 
 
 def mesh(topology: str, shape: Sequence[int] = (1,), names: Sequence[str] = ("device",)) -> Mesh:
@@ -59,8 +59,13 @@ def devices(topology: str) -> list[jax.Device]:
     """The devices of a TPU slice.
 
     Raises:
-        CompileError: if libtpu is missing, or has no such topology.
+        CompileError: for what is no name of one, if libtpu is missing, or has no such topology.
     """
+    if not re.fullmatch(_NAME, topology):  # libtpu ends the process of some, such as v5e:0x1
+        raise CompileError(
+            f"topology {topology!r} is no generation with a number of chips along each of two or "
+            f"three axes: take one such as {EXAMPLES}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise CompileError(
             "compiling for a TPU needs libtpu, which is not installed: pip install 'jax[tpu]'"
@@ -68,9 +73,10 @@ def devices(topology: str) -> list[jax.Device]:
     # Nothing is asked of a metadata server, and compilations may run beside each other.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    ring = {"wrap": wrapped(topology)} if re.fullmatch(_NAME, topology) else {}
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **ring)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, wrap=wrapped(topology)
+        )
         return described.devices
     except Exception as error:  # of several kinds, all from libtpu
         line = str(error).splitlines()[0]

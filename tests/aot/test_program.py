@@ -96,7 +96,7 @@ def test_the_schedule_of_a_kernel():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["v5e:1x1", "h100", "v5e"])
+@pytest.mark.parametrize("name", ["v5e:3x5", "v5e:0x1", "v5e:2", "h100", "v5e"])
 def test_unknown_topologies(name):
     with pytest.raises(CompileError, match="take one such as v4:2x2x1"):
         aot.mesh(name)

@@ -113,7 +113,9 @@ def test_logits_in_pieces_give_the_same_step(tiny, monkeypatch, tied):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got_metrics, want_metrics
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.params, want.params)
+    # Gradients, by Adam's means of them: its first step is their signs, however small they are.
+    gradients = [optax.tree.get(state.opt_state, "mu") for state in (got, want)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), *gradients)
     step = training.make_step(models.spec(cfg), training.optimizer(cfg.train), cfg)
     made = str(jax.make_jaxpr(step)(want, batch))
     assert f"f32[8,32,{cfg.model.vocab}]" not in made and f"f32[256,{cfg.model.vocab}]" not in made
