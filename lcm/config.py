@@ -342,6 +342,8 @@ def _check_kinds(kinds: Any) -> None:
                 f"config.model.kinds.{name}={entry!r} holds no keys: write "
                 f"--config.model.kinds.{name or 'KIND'}.KEY=VALUE"
             )
+        for key, value in entry.items():
+            _check_limits(f"model.kinds.{name}.{key}", value)
 
 
 def _check_limits(key: str, value: Any) -> None:

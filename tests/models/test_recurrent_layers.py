@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lcm import models, parallel, training
 from lcm.errors import ConfigError
@@ -98,7 +99,7 @@ def test_cost(tiny):
 REFUSED = {
     "model.heads=5": "model.heads=5 does not divide 64 channels .* take one of 1, 2, 4",
     "model.expand=1.3": "41.6 channels .*choose model.expand so that they are whole",
-    "model.head_size=48": "head_size=48 times model.heads=2 is not 64 channels",
+    "model.head_size=48": "head_size=48 times model.heads=2 is not 64 .*: take head_size=32",
     "model.groups=3": "model.groups=3 does not divide model.heads=2",
     "model.conv=0": "model.conv=0 must be more than 0",
     "model.recurrence_chunk=-1": "model.recurrence_chunk=-1 is negative: 0 chooses it",
@@ -109,6 +110,34 @@ REFUSED = {
 def test_refused(tiny, key):
     with pytest.raises(ConfigError, match=REFUSED[key]):
         models.spec(tiny(*MAMBA2, key))
+
+
+def test_heads_of_a_recurrence_may_be_odd(tiny):
+    """RoPE, which models have if nothing is said, turns pairs, but none here."""
+    assert models.spec(tiny(*MAMBA2, "model.heads=64")).layers[0].head_size == 1
+    with pytest.raises(ConfigError, match="head_size=1 is odd"):
+        models.spec(tiny("model.mixer=attention", "model.heads=32"))
+    with pytest.raises(ConfigError, match="length=31 is shorter"):
+        models.spec(tiny(*MAMBA2, "model.positions=learned", "model.positions.length=31"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"state": 1.5}, "model.kinds.a.state=1.5 is of type float, int is wanted"),
+        ({"options": 5}, "options=5 is of type int, str is wanted"),
+        ({"qk_norm": "yes"}, "qk_norm='yes' is of type str, bool is wanted"),
+        ({"expand": float("nan")}, "nan channels"),
+    ],
+)
+def test_kinds_made_in_python_have_the_types_of_the_model(tiny, keys, message):
+    cfg = tiny()
+    cfg.model.kinds = ConfigDict({"a": {"mixer": "mamba2", "expand": 2}})  # for 2.0
+    cfg.model.pattern = ("a",)
+    models.spec(cfg)
+    cfg.model.kinds = ConfigDict({"a": {"mixer": "mamba2", **keys}})
+    with pytest.raises(ConfigError, match=message):
+        models.spec(cfg)
 
 
 def test_states_of_another_config_are_refused(tiny):
