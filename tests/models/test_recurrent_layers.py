@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from lcm import models, parallel, training
 from lcm.errors import ConfigError
+from lcm.types import Context
 
 MAMBA2 = ["model.pattern=mamba2", "model.mlp=none"]
 RGLRU = ["model.pattern=rglru", "model.expand=1.5"]
@@ -143,9 +144,38 @@ def test_kinds_made_in_python_have_the_types_of_the_model(tiny, keys, message):
 def test_states_of_another_config_are_refused(tiny):
     cfg = tiny(*MAMBA2)
     params, row = models.init(cfg, jax.random.key(0)), jnp.zeros((2, 4), jnp.int32)
-    for other in (tiny(*MAMBA2, "model.state=4"), tiny()):
+    others = {
+        "of another config, this layer has": tiny(*MAMBA2, "model.state=4"),
+        "2 of attention with 2 heads of 16 and 16, this one has 2 recurrent": tiny(),
+        "of 3 recurrent, this one has 2 recurrent": tiny(*MAMBA2, "model.depth=3"),
+        "1 recurrent [+] 1 of attention": tiny("model.pattern=mamba2,attention"),
+    }
+    for message, other in others.items():
         state = models.init_state(other, 2, 16)
-        with pytest.raises(ValueError, match="of another config, this layer has"):
+        with pytest.raises(ValueError, match=message):
             models.apply(cfg, params, row, state=state)
     with pytest.raises(ValueError, match="a state of 3 rows for 2 rows"):
         models.apply(cfg, params, row, state=models.init_state(cfg, 3, 16))
+    with pytest.raises(ValueError, match="the state is a tuple"):
+        models.apply(cfg, params, row, state=state.layers)
+    with pytest.raises(ConfigError, match=r"of another model: layers/0/mixer/.* is absent"):
+        models.apply(tiny(), params, row)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_BL": np.zeros((2, 0), np.int32)}, r"shape \(2, 0\): give \[B, L\], one row"),
+        ({"tokens_BL": np.zeros((0, 4), np.int32)}, r"shape \(0, 4\)"),
+        ({"tokens_BL": np.zeros((2, 4))}, "tokens are float64: give an array of int32"),
+        ({"tokens_BL": [[1, 2]]}, "tokens are a list"),
+        ({"segments_BL": np.ones((2, 4))}, "segments are float64"),
+        ({"segments_BL": np.ones((2, 4), bool)}, "segments are bool"),
+        ({"segments_BL": np.ones((2, 3), int)}, r"segments \(2, 3\) for tokens \(2, 4\)"),
+    ],
+)
+def test_what_is_read_is_integers_for_each_token(tiny, change, message):
+    given = models.default_context((2, 4))._asdict() | {"tokens_BL": np.zeros((2, 4), int)} | change
+    row = given.pop("tokens_BL")
+    with pytest.raises(ValueError, match=message):
+        models.apply(tiny(*MAMBA2), {}, row, Context(**given))
