@@ -372,13 +372,14 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _print_keys(cfg: object) -> None:
     """The keys with the values of this config, each with its meaning."""
-    from lcm import config, positions
+    from lcm import config, nn, positions
 
     print("usage: lcm train --config FILE.py[:ARG] [--workdir DIR] [--config.KEY=VALUE ...]\n")
     print(MANY_HOSTS)
     for key, meaning, value in config.describe(cfg):
         print(f"  --config.{key}={value}\n      {meaning}")
-    print(f"\nPosition encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")
+    print(f"\nMixers: {', '.join(nn.MIXERS)}.")
+    print(f"Position encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")
 
 
 def _version() -> str:

@@ -111,6 +111,7 @@ OVERRIDES = {
     "long pattern": (["model.pattern=" + "attention," * 2 + "attention"], ["depth=2", "shorten"]),
     "kind": (["model.kinds.x=3"], ["config.model.kinds.x is unknown"]),
     "mixer": (["model.mixer=mamba9"], ["model.mixer='mamba9'", "attention"]),
+    "mixer of no layer": (["model.mixer=gla"], ["model.mixer=gla", "--config.model.pattern=gla"]),
     "mesh": (["mesh.fsdp=3"], ["fsdp 3", f"{jax.device_count()} devices", "-1"]),
     "mesh of nothing": (["mesh.data=0"], ["data 0", "positive"]),
     "microbatch": (["train.accumulate=3"], ["train.batch=8", "train.accumulate=3", "batch of 9"]),

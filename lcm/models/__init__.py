@@ -121,8 +121,8 @@ def probe(
     keys, score modifications. Compiled once for each `measure` and shape.
 
     Raises:
-        ConfigError: if the model cannot be built, or its position table is too short.
-        ValueError: if a layer has no parts of attention.
+        ConfigError: if the model cannot be built, its position table is too short, or a layer has
+            no parts of attention.
     """
     description = spec(cfg)
     check_limit(description, tokens_BL.shape[1])

@@ -113,6 +113,11 @@ def spec(cfg: Any) -> ModelSpec:
     over = attention.Spread(model.context_attention, cfg.mesh.order)
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
     layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
+    if model.mixer not in {"attention", *(layer.mixer for layer in layers)}:
+        raise ConfigError(
+            f"model.mixer={model.mixer} is of no layer, as model.pattern={','.join(model.pattern)} "
+            f"says which there are: set --config.model.pattern={model.mixer}"
+        )
     _check_shared(model, layers)
     check_balance(layers)
     encoding = positions.make(model.positions)
