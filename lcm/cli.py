@@ -94,12 +94,16 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     from lcm.parallel import hosts
 
     with hosts.running(start), hosts.losses_said():
+        files = []
         for folder in args.workdirs:
-            file = evaluate_run(folder, overrides, everywhere=start is not None)
+            files.append(evaluate_run(folder, overrides, everywhere=start is not None))
             if hosts.is_first():
-                print(f"wrote {file}")
+                print(f"wrote {files[-1]}")
         if hosts.is_first():
-            print(report.summary(report.read_all(args.workdirs)))
+            # What has just been measured, which with overrides is not what a report is of.
+            runs = zip(report.read_all(args.workdirs), map(report.read_result, files), strict=True)
+            told = [run._replace(evaluation=own.evaluation) for run, own in runs]
+            print(report.summary(told))
 
 
 def _evaluate_model(args: argparse.Namespace, overrides: list[str], start: Any) -> None:

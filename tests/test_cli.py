@@ -311,6 +311,18 @@ def test_evaluation_that_does_not_fit_the_run(overrides, says, refused, learned)
     refused("evaluate", learned, *words, says=tuple(says))
 
 
+def test_what_is_told_of_an_evaluation_is_what_it_measured(learned, tmp_path, capsys):
+    """With overrides as well, whose result stands beside that of the run as it was trained."""
+    run, told = shutil.copytree(learned, tmp_path / "run"), []
+    for words in ([], ["--config.model.window=1"]):
+        few = ["--config.eval.multiples=1", "--config.eval.tokens=256"]
+        assert cli.main(["evaluate", str(run), *few, *words]) == 0
+        told.append(capsys.readouterr().out)
+    result = json.loads((run / "eval" / "step-0-model.window=1.json").read_text())
+    loss = f"{result['lengths'][0]['loss']['value']:.3f}"
+    assert loss in told[1] and loss not in told[0]
+
+
 def test_valid_configs_reach_the_step(lcm, tmp_path):
     """So the errors above came before it; and overrides are taken, the later ones over earlier."""
     words = ["--config.model.width", "48", "--config.model.heads=6", "--config.model.heads", "3"]
