@@ -36,7 +36,7 @@ def get_config(arg: str = "irope") -> ConfigDict:
     words = [word for word in arg.split(",") if word]
     name, *rest = [word for word in words if word != "tiny"] or ["irope"]
     if rest or name not in PATTERNS:
-        raise config.unknown_argument([*rest, name][0], *PATTERNS, "tiny")
+        raise config.unknown_argument(arg, *PATTERNS, "tiny")
     cfg = config.override(
         config.base(),
         [

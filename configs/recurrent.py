@@ -188,7 +188,7 @@ def get_config(arg: str = "griffin") -> ConfigDict:
     words = [word for word in arg.split(",") if word]
     name, *rest = [word for word in words if word != "tiny"] or ["griffin"]
     if rest or name not in SHAPES:
-        raise config.unknown_argument([*rest, name][0], *SHAPES, "tiny")
+        raise config.unknown_argument(arg, *SHAPES, "tiny")
     cfg = config.override(config.base(), [*SHAPES[name], "train.steps=2000"])
     cfg.name = name
     if "tiny" in words:

@@ -94,12 +94,16 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     from lcm.parallel import hosts
 
     with hosts.running(start), hosts.losses_said():
+        files = []
         for folder in args.workdirs:
-            file = evaluate_run(folder, overrides, everywhere=start is not None)
+            files.append(evaluate_run(folder, overrides, everywhere=start is not None))
             if hosts.is_first():
-                print(f"wrote {file}")
+                print(f"wrote {files[-1]}")
         if hosts.is_first():
-            print(report.summary(report.read_all(args.workdirs)))
+            # What has just been measured, which with overrides is not what a report is of.
+            runs = zip(report.read_all(args.workdirs), map(report.read_result, files), strict=True)
+            told = [run._replace(evaluation=own.evaluation) for run, own in runs]
+            print(report.summary(told))
 
 
 def _evaluate_model(args: argparse.Namespace, overrides: list[str], start: Any) -> None:
@@ -372,13 +376,14 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _print_keys(cfg: object) -> None:
     """The keys with the values of this config, each with its meaning."""
-    from lcm import config, positions
+    from lcm import config, nn, positions
 
     print("usage: lcm train --config FILE.py[:ARG] [--workdir DIR] [--config.KEY=VALUE ...]\n")
     print(MANY_HOSTS)
     for key, meaning, value in config.describe(cfg):
         print(f"  --config.{key}={value}\n      {meaning}")
-    print(f"\nPosition encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")
+    print(f"\nMixers: {', '.join(nn.MIXERS)}.")
+    print(f"Position encodings: {', '.join(positions.ENCODINGS)}; joined by +, a chain.")
 
 
 def _version() -> str:

@@ -20,7 +20,10 @@ from lcm.errors import ConfigError, UserError
 _KEYS: dict[str, tuple[Any, str]] = {
     "name": ("base", "name of the experiment, shown in reports"),
     "seed": (0, "seed of parameters, data order and everything else that is random"),
-    "model.mixer": ("attention", "what mixes positions; see lcm.nn.MIXERS"),
+    "model.mixer": (
+        "attention",
+        "what mixes positions in kinds of layers that do not say; model.pattern names kinds",
+    ),
     "model.mlp": (
         "swiglu",
         "feed-forward layer: swiglu, geglu (tanh GELU), geglu_exact (erf), gelu (tanh), "
@@ -65,7 +68,10 @@ _KEYS: dict[str, tuple[Any, str]] = {
         "what is done to recurrences so that they read longer, such as step=0.5 or window=4096; "
         "see lcm.nn.interventions",
     ),
-    "model.pattern": (("attention",), "kinds of layers, repeated over the depth"),
+    "model.pattern": (
+        ("attention",),
+        "kinds of layers, repeated over the depth: mixers by name, or keys of model.kinds",
+    ),
     "model.kinds": ({}, "kinds by name: keys of model that differ in layers of that kind"),
     "model.vocab": (320, "rows of the embedding table, at least the tokenizer's size"),
     "model.tied": (True, "whether the embedding table is also the output matrix"),
@@ -342,6 +348,8 @@ def _check_kinds(kinds: Any) -> None:
                 f"config.model.kinds.{name}={entry!r} holds no keys: write "
                 f"--config.model.kinds.{name or 'KIND'}.KEY=VALUE"
             )
+        for key, value in entry.items():
+            _check_limits(f"model.kinds.{name}.{key}", value)
 
 
 def _check_limits(key: str, value: Any) -> None:

@@ -111,6 +111,7 @@ OVERRIDES = {
     "long pattern": (["model.pattern=" + "attention," * 2 + "attention"], ["depth=2", "shorten"]),
     "kind": (["model.kinds.x=3"], ["config.model.kinds.x is unknown"]),
     "mixer": (["model.mixer=mamba9"], ["model.mixer='mamba9'", "attention"]),
+    "mixer of no layer": (["model.mixer=gla"], ["model.mixer=gla", "--config.model.pattern=gla"]),
     "mesh": (["mesh.fsdp=3"], ["fsdp 3", f"{jax.device_count()} devices", "-1"]),
     "mesh of nothing": (["mesh.data=0"], ["data 0", "positive"]),
     "microbatch": (["train.accumulate=3"], ["train.batch=8", "train.accumulate=3", "batch of 9"]),
@@ -308,6 +309,18 @@ def learned(tmp_path_factory):
 def test_evaluation_that_does_not_fit_the_run(overrides, says, refused, learned):
     words = [f"--config.{override}" for override in overrides.split()]
     refused("evaluate", learned, *words, says=tuple(says))
+
+
+def test_what_is_told_of_an_evaluation_is_what_it_measured(learned, tmp_path, capsys):
+    """With overrides as well, whose result stands beside that of the run as it was trained."""
+    run, told = shutil.copytree(learned, tmp_path / "run"), []
+    for words in ([], ["--config.model.window=1"]):
+        few = ["--config.eval.multiples=1", "--config.eval.tokens=256"]
+        assert cli.main(["evaluate", str(run), *few, *words]) == 0
+        told.append(capsys.readouterr().out)
+    result = json.loads((run / "eval" / "step-0-model.window=1.json").read_text())
+    loss = f"{result['lengths'][0]['loss']['value']:.3f}"
+    assert loss in told[1] and loss not in told[0]
 
 
 def test_valid_configs_reach_the_step(lcm, tmp_path):

@@ -19,6 +19,7 @@ from lcm.evaluation.documents import Document, EvaluationError
 from lcm.evaluation.model import Model, changed, heldout, load, scorer, variant
 from lcm.evaluation.results import ATTENTION, SCHEMA, save
 from lcm.models import ModelSpec
+from lcm.models.probe import check_scores
 from lcm.ops.attention import Part
 from lcm.progress import Report, progress
 from lcm.types import Array, Batch, Context
@@ -121,6 +122,7 @@ def _checked(spec: ModelSpec, trained: int, length: int) -> int:
             f"--length={length} is shorter than the trained length {trained} (data.length): give "
             f"{trained} or more, or leave it out for {MULTIPLE * trained}"
         )
+    check_scores(spec)
     models.check_backend(spec)
     models.check_limit(spec, length)
     scores = max(layer.heads for layer in spec.layers) * length**2

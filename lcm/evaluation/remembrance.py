@@ -68,14 +68,18 @@ def state_norms(cfg: Any, params: Any, tokens_BL: Tokens, every: int) -> list[np
     Those of a model that fails beyond its trained length keep growing there.
 
     Raises:
-        UserError: for a model without recurrent layers, or tokens that `every` does not divide.
+        UserError: for a model whose layers keep no such state, or tokens that `every` does not
+            divide.
     """
     batch, length = tokens_BL.shape
-    if every < 1 or length % every:
+    if every < 1 or length % every or not length:
         raise UserError(f"every={every} does not divide {length} tokens: take a divisor of them")
-    if all(layer.attends for layer in models.spec(cfg).layers):
-        raise UserError("this model has no recurrent layer, and so no state whose norm could grow")
     state, found = models.init_state(cfg, batch, length), []
+    if not jax.tree.leaves(initial.norms(state)):
+        raise UserError(
+            "this model has no recurrent layer, or those have convolutions and windows alone, and "
+            "so no state whose norm could grow: take one such as mamba2"
+        )
     for start in range(0, length, every):
         _, state = models.apply(cfg, params, tokens_BL[:, start : start + every], state=state)
         found.append(jax.device_get(jax.tree.leaves(initial.norms(state))))

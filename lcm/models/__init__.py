@@ -15,7 +15,8 @@ from lcm.models import cost, decoder
 from lcm.models import probe as probes
 from lcm.models.decoder import State
 from lcm.models.spec import ModelSpec, spec
-from lcm.nn import MIXERS
+from lcm.nn import MIXERS, RecurrentState
+from lcm.nn.dense import Int8
 from lcm.ops import attention
 from lcm.ops.platform import platform
 from lcm.types import Array, Context, Logits, Tokens
@@ -41,7 +42,12 @@ __all__ = [
 
 _init = jax.jit(decoder.init, static_argnums=0)
 _probe = jax.jit(probes.probe, static_argnums=(0, 4))
-_apply = jax.jit(decoder.apply, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(description: ModelSpec, params: decoder.Params, *given: Any) -> Any:
+    _check_params(description, params)  # as it is traced, once for each shape
+    return decoder.apply(description, params, *given)
 
 
 def init(cfg: Any, key: jax.Array) -> decoder.Params:
@@ -66,22 +72,19 @@ def apply(
     ends. Without a state none is returned; begin one with `init_state`.
 
     Raises:
-        ConfigError: if the model cannot be built, or its position table is too short.
-        ValueError: if tokens, context and state differ in shape, or the state has no room left.
+        ConfigError: if the model cannot be built, parameters are of another one, or its position
+            table is too short.
+        ValueError: if tokens, context and state differ in shape, are no integers where they are to
+            be, or have no token; or if the state is of another config, or has no room left.
     """
     description = spec(cfg)
-    if jnp.ndim(tokens_BL) != 2:
-        raise ValueError(f"tokens have shape {jnp.shape(tokens_BL)}: give [B, L]")
-    if state is not None and len(state.used_B) != len(tokens_BL):
-        raise ValueError(
-            f"a state of {len(state.used_B)} rows for {len(tokens_BL)} rows of tokens: make it "
-            f"with init_state(cfg, {len(tokens_BL)}, ...)"
-        )
+    _check_tokens(tokens_BL)
+    if state is not None:
+        _check_state(description, state, len(tokens_BL))
     used = 0 if state is None else state.used_B[:, None]
     if context is None:
         context = default_context(tokens_BL.shape, used)
-    if context.positions_BL.shape != tokens_BL.shape:
-        raise ValueError(f"context {context.positions_BL.shape} for tokens {tokens_BL.shape}")
+    _check_context(context, tokens_BL.shape)
     _check_pace(description, context)
     _check_length(description, tokens_BL, state)
     return _apply(description, params, tokens_BL, context, state)
@@ -118,8 +121,8 @@ def probe(
     keys, score modifications. Compiled once for each `measure` and shape.
 
     Raises:
-        ConfigError: if the model cannot be built, or its position table is too short.
-        ValueError: if a layer has no parts of attention.
+        ConfigError: if the model cannot be built, its position table is too short, or a layer has
+            no parts of attention.
     """
     description = spec(cfg)
     check_limit(description, tokens_BL.shape[1])
@@ -138,7 +141,15 @@ def init_state(cfg: Any, batch: int, length: int, *, dtype: Any = None, chunk: i
             head.
         chunk: the most tokens of one call, with which layers that see a window alone, or a window
             and the first tokens, keep a ring of what can be seen; 0 keeps everything.
+
+    Raises:
+        ConfigError: if the model cannot be built, or has no place for so many tokens.
+        ValueError: for a negative number.
     """
+    if min(batch, length, chunk) < 0:
+        raise ValueError(
+            f"a state of {batch} rows of {length} tokens, {chunk} in a call: none may be negative"
+        )
     description = spec(cfg)
     check_limit(description, length)
     return decoder.init_state(description, batch, length, dtype, chunk)
@@ -182,8 +193,15 @@ def check_params(cfg: Any, params: decoder.Params) -> None:
     Raises:
         ConfigError: naming the first parameter that is missing or of another shape.
     """
-    found = dict(jax.tree_util.tree_leaves_with_path(params))
-    for path, wanted in jax.tree_util.tree_leaves_with_path(decoder.shapes(spec(cfg))):
+    _check_params(spec(cfg), params)
+
+
+def _check_params(description: ModelSpec, params: decoder.Params) -> None:
+    if isinstance(params["layers"]["0"], list):  # taken apart for decoding, after they were checked
+        return
+    narrow = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
+    found = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=narrow))
+    for path, wanted in jax.tree_util.tree_leaves_with_path(decoder.shapes(description)):
         there = found[path].shape if path in found else "absent"
         if there != wanted.shape:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -205,12 +223,68 @@ def only_used(cfg: Any, params: decoder.Params) -> decoder.Params:
     return pick(decoder.shapes(spec(cfg)), params)
 
 
+def _check_tokens(tokens_BL: Tokens) -> None:
+    _check_integers("tokens", tokens_BL)
+    if tokens_BL.ndim != 2 or not tokens_BL.size:
+        raise ValueError(
+            f"tokens have shape {tokens_BL.shape}: give [B, L], one row and one token or more"
+        )
+
+
+def _check_integers(what: str, found: Any) -> None:
+    dtype = getattr(found, "dtype", f"a {type(found).__name__}")
+    if not hasattr(found, "dtype") or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{what} are {dtype}: give an array of int32, [B, L]")
+
+
+def _check_context(context: Context, shape: tuple[int, int]) -> None:
+    """Refuses what is not for each token, and places and segments that are no integers."""
+    for name, own in context._asdict().items():
+        if own is not None and jnp.shape(own) != shape:
+            what = name.removesuffix("_BL")
+            raise ValueError(f"context: {what} {jnp.shape(own)} for tokens {shape}: give [B, L]")
+        if name not in ("pace_BL", "interval_BL"):
+            _check_integers(f"context: {name.removesuffix('_BL')}", own)
+
+
+def _check_state(description: ModelSpec, state: State, rows: int) -> None:
+    """Refuses a state with other layers than the model has, or of another number of rows.
+
+    Sizes of what a recurrence keeps are its own to check (`lcm.nn.recurrent`).
+    """
+    if not isinstance(state, State):
+        raise ValueError(f"the state is a {type(state).__name__}: make it with init_state")
+    if len(state.used_B) != rows:
+        raise ValueError(
+            f"a state of {len(state.used_B)} rows for {rows} rows of tokens: make it "
+            f"with init_state(cfg, {rows}, ...)"
+        )
+    found, wanted = (" + ".join(map(_form, each)) for each in (state.layers, _empty(description)))
+    if found != wanted:
+        raise ValueError(
+            f"the state is of another config, of {found}, this one has {wanted}: make it with "
+            "init_state of this config"
+        )
+
+
+@functools.cache
+def _empty(description: ModelSpec) -> tuple[Any, ...]:
+    return jax.eval_shape(lambda: decoder.init_state(description, 1, 1)).layers
+
+
+def _form(layers: Any) -> str:
+    """What the state of a kind of layers has at any number of rows and slots, in words."""
+    count = jax.tree.leaves(layers)[0].shape[0]
+    if isinstance(layers, RecurrentState):
+        return f"{count} recurrent"
+    k, v = layers.k_BGSK.shape, layers.v_BGSK.shape
+    return f"{count} of attention with {k[2]} heads of {k[-1]} and {v[-1]}"
+
+
 def _check_pace(description: ModelSpec, context: Context) -> None:
     """Refuses times for layers that would not follow them; attention has no clock to set."""
     if context.pace_BL is None:
         return
-    if context.pace_BL.shape != context.positions_BL.shape:
-        raise ValueError(f"pace {context.pace_BL.shape} for tokens {context.positions_BL.shape}")
     mixers = {layer.mixer for layer in description.layers if not layer.attends}
     paced = sorted(name for name, mixer in MIXERS.items() if getattr(mixer, "PACED", False))
     if not mixers or not mixers <= set(paced):

@@ -83,11 +83,14 @@ def filled(tokens_BN: Tokens, segment: int) -> Tokens:
     last tokens before it. One that has whole segments stays as it is.
 
     Raises:
-        ValueError: for a text without a token.
+        ValueError: for no text, or one without a token.
     """
+    if tokens_BN.ndim != 2 or not tokens_BN.size:
+        raise ValueError(
+            f"texts of shape {tokens_BN.shape} have nothing to compress: give [B, N], one text and "
+            "one token or more"
+        )
     length = tokens_BN.shape[1]
-    if not length:
-        raise ValueError("a text of 0 tokens has nothing to compress: give one token or more")
     if length < segment:
         return jnp.tile(tokens_BN, (1, -(-segment // length)))[:, :segment]
     missing = -length % segment
@@ -124,7 +127,17 @@ def read(
 
     Positions are 0 ... P - 1 for the texts, and go on; attention is causal over both. An encoding
     that adds to embeddings adds to those of the prompt alone: vectors have the encoder's.
+
+    Raises:
+        ValueError: for vectors or a prompt of other shapes.
     """
+    wanted = len(tokens_BL), spec.decoder.depth + 1 if spec.every else 1, spec.encoder.width
+    found = vectors_BPKD.shape
+    if tokens_BL.ndim != 2 or not tokens_BL.size or (found[0], *found[2:]) != wanted:
+        raise ValueError(
+            f"vectors {found} before a prompt {tokens_BL.shape}: give [B, P, {wanted[1]}, "
+            f"{wanted[2]}] as compress does, and [B, L] of one row and one token or more"
+        )
     x_BLD = _layers(spec.decoder, params["decoder"], tokens_BL, (vectors_BPKD, params["maps"]))[0]
     x_BLD = decoder.final_norm(spec.decoder, params["decoder"], x_BLD[:, vectors_BPKD.shape[1] :])
     return decoder.logits(spec.decoder, params["decoder"], x_BLD)

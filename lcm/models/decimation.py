@@ -5,6 +5,7 @@ and the layers after it read a shorter sequence. For reading a prompt in one pie
 ever.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +45,10 @@ def check(spec: ModelSpec, how: Decimation, length: int) -> None:
         raise ConfigError(
             f"response={how.response} of {length} tokens: keep from 1 to {length} at the end"
         )
-    if how.base < 1 or how.beta <= 0 or how.least < 1:
+    if how.base < 1 or not 0 < how.beta < math.inf or how.least < 1:
         raise ConfigError(
-            f"base={how.base}, beta={how.beta}, least={how.least} keep nothing: all are more than 0"
+            f"base={how.base}, beta={how.beta}, least={how.least} keep nothing: all are more than "
+            "0, and finite"
         )
     if list(how.layers) != sorted(set(how.layers)):
         raise ConfigError(f"layers {how.layers} are not in order: name each once, lowest first")

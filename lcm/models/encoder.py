@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lcm.errors import ConfigError
 from lcm.models import decoder, default_context
@@ -14,10 +15,37 @@ from lcm.types import Array, Context, Hidden, Tokens
 
 
 def rows(tokens_BL: Tokens, count_B: Array, start: Array | int = 0) -> Context:
-    """`default_context` of rows of which `count_B` tokens are there, padding behind them."""
+    """`default_context` of rows of which `count_B` tokens are there, padding behind them.
+
+    Raises:
+        ValueError: for tokens and counts that do not go together.
+    """
+    check_counts(tokens_BL, count_B)
     plain = default_context(tokens_BL.shape, start)
     there_BL = jnp.arange(tokens_BL.shape[1]) < count_B[:, None]
     return plain._replace(segments_BL=there_BL.astype(jnp.int32))
+
+
+def check_counts(tokens_BL: Tokens, count_B: Array, least: int = 0) -> None:
+    """Refuses rows without a token, and counts that are not one for each row, from `least` to the
+    length: those that can be seen, as inside of a program they cannot.
+
+    Raises:
+        ValueError: naming shapes or the count.
+    """
+    rows, counts = jnp.shape(tokens_BL), jnp.shape(count_B)
+    if len(rows) != 2 or 0 in rows or counts != rows[:1]:
+        raise ValueError(
+            f"tokens {rows} with counts {counts}: give [B, L] of one row and one token or more, "
+            "and [B]"
+        )
+    if isinstance(count_B, jax.core.Tracer):
+        return
+    for row, count in enumerate(np.asarray(count_B)):
+        if not least <= count <= rows[1]:
+            raise ValueError(
+                f"row {row} has {count} of {rows[1]} tokens: give a count from {least} to {rows[1]}"
+            )
 
 
 def encode_tokens(

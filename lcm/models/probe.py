@@ -26,9 +26,10 @@ def probe(
     such as sums of dense scores, decides the memory.
 
     Raises:
-        ConfigError: if an encoding's attention is not that of its parts.
-        ValueError: if a layer has a mixer without parts of attention.
+        ConfigError: if an encoding's attention is not that of its parts, or a layer has a mixer
+            without parts of attention.
     """
+    check_scores(spec)
     for layer in spec.layers:
         _check_parts(layer.positions)
     shared = decoder.prepared(spec, params.get("positions", {}))
@@ -37,14 +38,26 @@ def probe(
     for n in range(spec.depth):
         kind, at = n % len(spec.layers), n // len(spec.layers)
         layer = spec.layers[kind]
-        if layer.mixer not in ("attention", LATENT):
-            raise ValueError(f"layer {n} is {layer.mixer}, which has no scores to look at")
         own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
         block = decoder.block(layer)
         of_kind = shared.get(decoder.own_encoding(spec, kind), {})
         found.append(measure(block.apply(own, x_BLD, context, of_kind, method="parts"), context))
         x_BLD, _ = block.apply(own, x_BLD, context, None, of_kind)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+
+def check_scores(spec: ModelSpec) -> None:
+    """Refuses models with layers that have no scores of attention.
+
+    Raises:
+        ConfigError: naming the layer.
+    """
+    for n, layer in enumerate(spec.layers):
+        if layer.mixer not in ("attention", LATENT):
+            raise ConfigError(
+                f"layer {n} is {layer.mixer}, which has no scores to look at: take a model of "
+                "attention alone; of recurrences see lcm.evaluation.remembrance"
+            )
 
 
 def _check_parts(encoding: PositionEncoding) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lcm.errors import ConfigError
 from lcm.models import decoder
-from lcm.models.encoder import encode_tokens, rows
+from lcm.models.encoder import check_counts, encode_tokens, rows
 from lcm.models.spec import ModelSpec
 from lcm.ops.contrastive import info_nce, unit
 from lcm.types import Array, Tokens
@@ -38,7 +38,12 @@ class RetrieverSpec:
 
 
 def embed(spec: RetrieverSpec, params: decoder.Params, tokens_BL: Tokens, count_B: Array) -> Array:
-    """Unit vectors of rows whose last of `count_B` tokens (1 or more) is EOS, float32 `[B, D]`."""
+    """Unit vectors of rows whose last of `count_B` tokens (1 or more) is EOS, float32 `[B, D]`.
+
+    Raises:
+        ValueError: for tokens and counts that do not go together.
+    """
+    check_counts(tokens_BL, count_B, 1)
     grid = (tokens_BL.shape[1],) if spec.both_directions else ()
     x_BLD = encode_tokens(spec.encoder, params, tokens_BL, rows(tokens_BL, count_B), grid)
     return unit(x_BLD[jnp.arange(len(x_BLD)), count_B - 1])

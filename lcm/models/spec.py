@@ -1,6 +1,5 @@
 """From `config.model` to a hashable description; combinations that cannot work are refused."""
 
-import ast
 import dataclasses
 import math
 from typing import Any
@@ -12,6 +11,7 @@ from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
 from lcm.nn.experts import check_balance
 from lcm.nn.interventions import Extension
+from lcm.nn.literal import literal
 from lcm.nn.spec import ATTENTION
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
@@ -113,6 +113,11 @@ def spec(cfg: Any) -> ModelSpec:
     over = attention.Spread(model.context_attention, cfg.mesh.order)
     layers = (_layer(model, kind, cfg.data.length) for kind in model.pattern)
     layers = tuple(dataclasses.replace(layer, over=over) for layer in layers)
+    if model.mixer not in {"attention", *(layer.mixer for layer in layers)}:
+        raise ConfigError(
+            f"model.mixer={model.mixer} is of no layer, as model.pattern={','.join(model.pattern)} "
+            f"says which there are: set --config.model.pattern={model.mixer}"
+        )
     _check_shared(model, layers)
     check_balance(layers)
     encoding = positions.make(model.positions)
@@ -134,7 +139,9 @@ def spec(cfg: Any) -> ModelSpec:
         logit_divisor=float(model.logit_divisor),
     )
     encoding = encoding.resolved(description.placed.dims)
-    encoding.check(description.placed.dims)
+    # Heads of recurrences are turned by no encoding: of those alone only what it embeds matters.
+    if description.placed.attends or type(encoding).embed is not PositionEncoding.embed:
+        encoding.check(description.placed.dims)
     return dataclasses.replace(description, positions=encoding)
 
 
@@ -156,10 +163,16 @@ def _layer(model: Any, kind: str, length: int) -> LayerSpec:
         )
     get = {**dict(model), **({"mixer": kind} if kind in MIXERS else {}), **overrides}.__getitem__
     where = f"model.kinds.{kind}" if overrides else "model"
-    for key in overrides:
+    for key, value in overrides.items():
         if key not in LAYER_KEYS:
             raise ConfigError(
                 f"{where}.{key} is not a key of a layer: use {', '.join(sorted(LAYER_KEYS))}"
+            )
+        wanted = type(model[key])
+        if key != "positions" and type(value) not in (wanted, int if wanted is float else wanted):
+            raise ConfigError(
+                f"{where}.{key}={value!r} is of type {type(value).__name__}, {wanted.__name__} is "
+                f"wanted: give one such as {model[key]!r}, which all layers have"
             )
     _one_of(f"{where}.mixer", get("mixer"), MIXERS)
     width, heads, attends = get("width"), get("heads"), get("mixer") in ATTENTION
@@ -266,12 +279,8 @@ def _options(where: str, part: Any, given: str) -> tuple[tuple[str, Any], ...]:
             has = f"has {', '.join(options)}" if options else "has none"
             what = "MLP" if where.endswith("mlp_options") else "mixer"
             raise ConfigError(f"{where}={given!r}: {name!r} is unknown, this {what} {has}")
-        try:
-            value = text if isinstance(options[name], str) else ast.literal_eval(text)
-            value = float(value) if isinstance(options[name], float) else value
-        except (ValueError, SyntaxError, TypeError):
-            value = None
-        if type(value) is not type(options[name]):
+        value = literal(text, options[name])
+        if value is None:
             raise ConfigError(
                 f"{where}={given!r}: {name} is a {type(options[name]).__name__}, write it "
                 f"as {name}={options[name]}"
@@ -313,17 +322,17 @@ def _check_recurrent(where: str, get: Any) -> None:
         )
     heads, groups, inner = get("heads"), get("groups"), get("width") * get("expand")
     channels = f"{inner:g} channels (model.width={get('width')} times expand={get('expand'):g})"
-    if inner != round(inner):
+    if not float(inner).is_integer():
         raise ConfigError(f"{where} has {channels}: choose {where}.expand so that they are whole")
-    if round(inner) % heads:
+    inner = round(inner)
+    if inner % heads:
         raise ConfigError(
-            f"{where}.heads={heads} does not divide {channels}: take one of "
-            f"{_divisors(round(inner))}"
+            f"{where}.heads={heads} does not divide {channels}: take one of {_divisors(inner)}"
         )
     if get("head_size") not in (0, inner // heads):
         raise ConfigError(
             f"{where}.head_size={get('head_size')} times {where}.heads={heads} is not {channels}: "
-            f"take {where}.heads={inner // get('head_size'):g}, or head_size=0 to derive it"
+            f"take head_size={inner // heads}, or 0 to derive it"
         )
     if heads % groups:
         raise ConfigError(

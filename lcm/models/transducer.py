@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from lcm.errors import ConfigError
 from lcm.models import decoder
-from lcm.models.encoder import encode_tokens, rows
+from lcm.models.encoder import check_counts, encode_tokens, rows
 from lcm.models.spec import ModelSpec
 from lcm.nn.functional import functional
 from lcm.nn.joint import JOINTS
@@ -81,7 +81,17 @@ def init(spec: TransducerSpec, key: jax.Array) -> decoder.Params:
 
 
 def loss(spec: TransducerSpec, params: decoder.Params, pairs: Pairs) -> Array:
-    """`-log P(labels | frames)` of each row, nats, `[B]`."""
+    """`-log P(labels | frames)` of each row, nats, `[B]`.
+
+    Raises:
+        ValueError: for frames, labels and counts that do not go together.
+    """
+    if len(pairs.frames_BT) != len(pairs.labels_BU):
+        raise ValueError(
+            f"{len(pairs.frames_BT)} rows of frames for {len(pairs.labels_BU)} of labels: give as "
+            "many"
+        )
+    check_counts(pairs.frames_BT, pairs.frames_B, 1)
     f_BTD = transcribe(spec, params, pairs.frames_BT, pairs.frames_B)
     read_BU = jnp.pad(pairs.labels_BU, ((0, 0), (1, 0)), constant_values=BLANK)
     context = rows(read_BU, pairs.labels_B + 1)

@@ -46,8 +46,10 @@ def pace(tau_BL: Array, segments_BL: PerToken, reference: float, least: float = 
     an input held for no time adds nothing.
 
     Raises:
-        ValueError: for a reference that is not more than 0, or `least` below 0.
+        ValueError: for a reference that is not more than 0, or `least` below 0, or other shapes.
     """
+    if tau_BL.shape != segments_BL.shape:
+        raise ValueError(f"intervals {tau_BL.shape} of segments {segments_BL.shape}: give [B, L]")
     if not reference > 0 or not least >= 0:
         raise ValueError(
             f"reference {reference}, least {least}: give a typical interval, more than 0, and "

@@ -18,7 +18,6 @@ a token that is not there. Norms are held in bounds by `lcm.models.initial.norma
 out by `lcm.models.decimation`.
 """
 
-import ast
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
+from lcm.nn.literal import literal
 from lcm.ops.recurrence import op_diag, op_matrix
 from lcm.ops.recurrence.reference import Erase, by_head
 from lcm.types import Array, Context
@@ -90,12 +90,12 @@ def parsed(where: str, text: str, has: frozenset[str]) -> Extension:
                 f"{where}.extension={text!r}: {name} cannot be done to this mixer, which has {rest}"
             )
         default = getattr(Extension, name)
-        try:
-            values[name] = type(default)(ast.literal_eval(value))
-        except (ValueError, SyntaxError, TypeError):
+        values[name] = literal(value, default)
+        if values[name] is None:
             raise ConfigError(
-                f"{where}.extension={text!r}: write {name} as {name}={default}"
-            ) from None
+                f"{where}.extension={text!r}: {name} is a {type(default).__name__}, write it as "
+                f"{name}={default}"
+            )
         low, high = _LIMITS.get(name, (0, 1))
         if not low <= values[name] <= high:
             raise ConfigError(

@@ -26,7 +26,7 @@ def info_nce(
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be more than 0: 0.01 is customary")
     hard = () if hard_BMD is None else jnp.shape(hard_BMD)
-    if q_BD.shape != p_BD.shape or (hard and (hard[0], hard[2]) != q_BD.shape):
+    if q_BD.shape != p_BD.shape or (hard and (hard[0], *hard[2:]) != q_BD.shape):
         raise ValueError(
             f"queries {q_BD.shape}, passages {p_BD.shape}, hard negatives {hard or 'none'}: "
             "give [B, D], [B, D] and [B, M, D]"

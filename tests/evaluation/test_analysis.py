@@ -207,6 +207,13 @@ def test_what_cannot_be_analysed(words, says, rope, capsys):
     assert sorted(rope.rglob("*")) == before
 
 
+def test_recurrences_have_no_scores(tmp_path, capsys):
+    run = write_run(tmp_path / "hybrid", "model.pattern=attention,mamba2")
+    assert cli.main(["analyse", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "layer 1 is mamba2, which has no scores to look at" in err and err.count("\n") == 1
+
+
 def test_no_run_and_no_checkpoint(tmp_path, rope, capsys):
     assert cli.main(["analyse", str(tmp_path / "gone")]) == 2
     assert "gone does not exist: give a workdir" in capsys.readouterr().err

@@ -57,5 +57,10 @@ def test_what_cannot_be_asked_is_refused(tiny):
         effective_remembrance(cfg, params, row, [24])
     with pytest.raises(UserError, match="every=7 does not divide 24"):
         state_norms(cfg, params, row, 7)
-    with pytest.raises(UserError, match="no recurrent layer"):
-        state_norms(cfg, params, row, 8)
+    for keys in (
+        [],
+        ["model.pattern=gated_conv"],
+        ["model.pattern=mamba2", "model.extension=window=4"],
+    ):
+        with pytest.raises(UserError, match="no recurrent layer, or"):
+            state_norms(tiny(*keys), {}, row, 8)

@@ -95,8 +95,9 @@ def test_texts_fill_segments():
     assert compression.filled(row, 8)[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert compression.filled(row, 3)[0].tolist() == [4, 0, 1, 2, 3, 4]
     assert compression.filled(row, 5)[0].tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="0 tokens"):
-        compression.filled(row[:, :0], 4)
+    for nothing in (row[:, :0], row[:0], row[0]):
+        with pytest.raises(ValueError, match=r"have nothing to compress: give \[B, N\]"):
+            compression.filled(nothing, 4)
 
 
 def test_sizes_that_do_not_go_together_are_refused(tiny):
@@ -104,6 +105,11 @@ def test_sizes_that_do_not_go_together_are_refused(tiny):
         made(tiny, ratio=3)
     with pytest.raises(ConfigError, match="depth 3 for a decoder of 2"):
         made(tiny, encoder_depth=3)
+    spec, _ = made(tiny)
+    width = spec.encoder.width
+    for shape in ((1, 4, 3, width), (2, 4, 1, width), (2, 4, 3, width + 1)):
+        with pytest.raises(ValueError, match=rf"before a prompt .*give \[B, P, 3, {width}\]"):
+            compression.read(spec, {}, jnp.zeros(shape), jnp.zeros((2, 3), jnp.int32))
 
 
 TASK = compression.Task(share=1.0, excerpt=(2, 3), answer=4)

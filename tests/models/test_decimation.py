@@ -79,6 +79,7 @@ def test_counts_are_those_of_the_paper():
         ("lstm", Decimation((1,), base=8), "layer 1 is lstm"),
         ("mamba2", Decimation((1, 0), base=8), "not in order"),
         ("mamba2", Decimation((0,), base=0), "keep nothing"),
+        ("mamba2", Decimation((0,), base=8, beta=float("nan")), "beta=nan"),
         ("mamba2", Decimation((0,), base=8, response=50), "from 1 to 30"),
     ],
 )

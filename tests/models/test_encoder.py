@@ -153,6 +153,22 @@ def test_loss_of_texts_with_hard_negatives(tiny):
             assert float(got[row]) == pytest.approx(float(want), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "counts", "message"),
+    [
+        ((2, 6), [0, 6], "row 0 has 0 of 6 tokens: give a count from 1 to 6"),
+        ((2, 6), [6, 7], "row 1 has 7 of 6 tokens"),
+        ((2, 6), [6], r"tokens \(2, 6\) with counts \(1,\)"),
+        ((0, 6), [], r"tokens \(0, 6\)"),
+        ((6,), [6], r"tokens \(6,\)"),
+    ],
+)
+def test_counts_are_of_tokens_that_are_there(tiny, shape, counts, message):
+    spec = retriever.RetrieverSpec(made(tiny)[0])
+    with pytest.raises(ValueError, match=message):
+        retriever.embed(spec, {}, jnp.zeros(shape, jnp.int32), jnp.array(counts, jnp.int32))
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperatures_that_are_none_are_refused(tiny, temperature):
     with pytest.raises(ConfigError, match=f"temperature {temperature}"):

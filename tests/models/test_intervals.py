@@ -70,6 +70,8 @@ def test_pace_is_relative_and_the_first_token_of_a_document_is_written():
     assert pace(tau, segments, 2.0, least=0.25).tolist() == [[1, 1.5, 0.25, 1, 3]]
     with pytest.raises(ValueError, match="reference 0"):
         pace(tau, segments, 0)
+    with pytest.raises(ValueError, match=r"intervals \(1, 4\) of segments \(1, 5\)"):
+        pace(tau[:, 1:], segments, 2.0)
 
 
 def test_pace_one_is_mamba_2(tiny):

@@ -366,7 +366,10 @@ def test_a_pace_of_nothing_leaves_a_token_out(tiny):
         ),
         (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done"),
         (["model.pattern=mamba2", "model.extension=retain=1.5"], "from 1e-06 to 1"),
-        (["model.pattern=mamba2", "model.extension=step=fast"], "write step as step=1.0"),
+        (["model.pattern=mamba2", "model.extension=step=fast"], "step is a float.*step=1.0"),
+        (["model.pattern=mamba2", "model.extension=window=2.7"], "window is a int.*window=0"),
+        (["model.pattern=mamba2", "model.extension=window=1e400"], "window is a int.*window=0"),
+        (["model.pattern=mamba2", "model.extension=exact=2"], "exact is a bool.*exact=False"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny, keys, message):

@@ -183,6 +183,8 @@ def test_every_parameter_learns_and_has_a_rule(tiny, name):
             ["model.mixer=deltanet", "model.options=negative=3"],
             "negative is a bool.*negative=False",
         ),
+        (["model.mixer=mlstm", "model.options=cap=1e400"], "cap is a float.*cap=15.0"),
+        (["model.mixer=mamba2", "model.options=least_step=True"], "least_step is a float"),
         (["model.mixer=deltanet", "model.options=positive=True"], "'positive'.*has negative"),
         (["model.mixer=gla", "model.options=x=1"], "'x'.*has none"),
         (

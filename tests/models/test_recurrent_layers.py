@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lcm import models, parallel, training
 from lcm.errors import ConfigError
+from lcm.types import Context
 
 MAMBA2 = ["model.pattern=mamba2", "model.mlp=none"]
 RGLRU = ["model.pattern=rglru", "model.expand=1.5"]
@@ -98,7 +100,7 @@ def test_cost(tiny):
 REFUSED = {
     "model.heads=5": "model.heads=5 does not divide 64 channels .* take one of 1, 2, 4",
     "model.expand=1.3": "41.6 channels .*choose model.expand so that they are whole",
-    "model.head_size=48": "head_size=48 times model.heads=2 is not 64 channels",
+    "model.head_size=48": "head_size=48 times model.heads=2 is not 64 .*: take head_size=32",
     "model.groups=3": "model.groups=3 does not divide model.heads=2",
     "model.conv=0": "model.conv=0 must be more than 0",
     "model.recurrence_chunk=-1": "model.recurrence_chunk=-1 is negative: 0 chooses it",
@@ -111,12 +113,69 @@ def test_refused(tiny, key):
         models.spec(tiny(*MAMBA2, key))
 
 
+def test_heads_of_a_recurrence_may_be_odd(tiny):
+    """RoPE, which models have if nothing is said, turns pairs, but none here."""
+    assert models.spec(tiny(*MAMBA2, "model.heads=64")).layers[0].head_size == 1
+    with pytest.raises(ConfigError, match="head_size=1 is odd"):
+        models.spec(tiny("model.mixer=attention", "model.heads=32"))
+    with pytest.raises(ConfigError, match="length=31 is shorter"):
+        models.spec(tiny(*MAMBA2, "model.positions=learned", "model.positions.length=31"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"state": 1.5}, "model.kinds.a.state=1.5 is of type float, int is wanted"),
+        ({"options": 5}, "options=5 is of type int, str is wanted"),
+        ({"qk_norm": "yes"}, "qk_norm='yes' is of type str, bool is wanted"),
+        ({"expand": float("nan")}, "nan channels"),
+    ],
+)
+def test_kinds_made_in_python_have_the_types_of_the_model(tiny, keys, message):
+    cfg = tiny()
+    cfg.model.kinds = ConfigDict({"a": {"mixer": "mamba2", "expand": 2}})  # for 2.0
+    cfg.model.pattern = ("a",)
+    models.spec(cfg)
+    cfg.model.kinds = ConfigDict({"a": {"mixer": "mamba2", **keys}})
+    with pytest.raises(ConfigError, match=message):
+        models.spec(cfg)
+
+
 def test_states_of_another_config_are_refused(tiny):
     cfg = tiny(*MAMBA2)
     params, row = models.init(cfg, jax.random.key(0)), jnp.zeros((2, 4), jnp.int32)
-    for other in (tiny(*MAMBA2, "model.state=4"), tiny()):
+    others = {
+        "of another config, this layer has": tiny(*MAMBA2, "model.state=4"),
+        "2 of attention with 2 heads of 16 and 16, this one has 2 recurrent": tiny(),
+        "of 3 recurrent, this one has 2 recurrent": tiny(*MAMBA2, "model.depth=3"),
+        "1 recurrent [+] 1 of attention": tiny("model.pattern=mamba2,attention"),
+    }
+    for message, other in others.items():
         state = models.init_state(other, 2, 16)
-        with pytest.raises(ValueError, match="of another config, this layer has"):
+        with pytest.raises(ValueError, match=message):
             models.apply(cfg, params, row, state=state)
     with pytest.raises(ValueError, match="a state of 3 rows for 2 rows"):
         models.apply(cfg, params, row, state=models.init_state(cfg, 3, 16))
+    with pytest.raises(ValueError, match="the state is a tuple"):
+        models.apply(cfg, params, row, state=state.layers)
+    with pytest.raises(ConfigError, match=r"of another model: layers/0/mixer/.* is absent"):
+        models.apply(tiny(), params, row)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_BL": np.zeros((2, 0), np.int32)}, r"shape \(2, 0\): give \[B, L\], one row"),
+        ({"tokens_BL": np.zeros((0, 4), np.int32)}, r"shape \(0, 4\)"),
+        ({"tokens_BL": np.zeros((2, 4))}, "tokens are float64: give an array of int32"),
+        ({"tokens_BL": [[1, 2]]}, "tokens are a list"),
+        ({"segments_BL": np.ones((2, 4))}, "segments are float64"),
+        ({"segments_BL": np.ones((2, 4), bool)}, "segments are bool"),
+        ({"segments_BL": np.ones((2, 3), int)}, r"segments \(2, 3\) for tokens \(2, 4\)"),
+    ],
+)
+def test_what_is_read_is_integers_for_each_token(tiny, change, message):
+    given = models.default_context((2, 4))._asdict() | {"tokens_BL": np.zeros((2, 4), int)} | change
+    row = given.pop("tokens_BL")
+    with pytest.raises(ValueError, match=message):
+        models.apply(tiny(*MAMBA2), {}, row, Context(**given))

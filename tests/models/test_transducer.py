@@ -139,6 +139,12 @@ def test_what_cannot_be_decoded_or_built_is_refused(tiny):
         transducer.TransducerSpec(spec.transcription, spec.prediction, "product")
     with pytest.raises(ConfigError, match="depth 1 reads in one direction"):
         transducer.TransducerSpec(spec.prediction, spec.prediction)
+    labels = jnp.ones((2, 3), jnp.int32), jnp.array([3, 2])
+    with pytest.raises(ValueError, match="row 0 has 0 of"):
+        transducer.loss(spec, params, transducer.Pairs(FRAMES, jnp.array([0, 5]), *labels))
+    with pytest.raises(ValueError, match="2 rows of frames for 1 of labels"):
+        pairs = FRAMES, jnp.array([4, 5]), *(each[:1] for each in labels)
+        transducer.loss(spec, params, transducer.Pairs(*pairs))
     attends, weights = made(tiny, mixer="attention")
     with pytest.raises(ConfigError, match="decode greedily"):
         decoding.symbols_of(attends, weights, [1, 2])

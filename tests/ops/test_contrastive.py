@@ -52,3 +52,5 @@ def test_what_does_not_go_together_is_refused():
         info_nce(drawn(2, 3), drawn(3, 3))
     with pytest.raises(ValueError, match=r"hard negatives \(3, 1, 3\)"):
         info_nce(drawn(2, 3), drawn(2, 3), drawn(3, 1, 3))
+    with pytest.raises(ValueError, match=r"hard negatives \(2, 3\): give"):
+        info_nce(drawn(2, 3), drawn(2, 3), drawn(2, 3))
