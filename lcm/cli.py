@@ -136,7 +136,7 @@ def _analyse(args: argparse.Namespace, overrides: list[str]) -> None:
 
     for folder in args.workdirs:
         print(f"wrote {analyse_run(folder, overrides, args.length)}")
-    print(report.attention_summary(report.read_all(args.workdirs)))
+    print(report.analysis_summary(report.read_all(args.workdirs)))
 
 
 def _report(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -242,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--process", type=int, help="which of them this is, from 0")
         command.add_argument("--wait", type=int, help="seconds they wait for one another (300)")
 
-    analyse = commands.add_parser("analyse", help="look at the attention of trained runs")
+    analyse = commands.add_parser("analyse", help="look at attention, or states, of trained runs")
     analyse.add_argument("workdirs", nargs="+", type=_folder, metavar="WORKDIR")
     analyse.add_argument(
         "--length", type=int, default=0, help="beside the trained one (4 times as much)"

@@ -28,6 +28,8 @@ _LATER = {
     "bias_weights": "receptive_field",
     "empirical_receptive_field": "receptive_field",
     "theoretical_receptive_field": "receptive_field",
+    "effective_remembrance": "remembrance",
+    "state_norms": "remembrance",
     "PositionalHeads": "heads",
     "positional_heads": "heads",
     "without_heads": "heads",

@@ -1,6 +1,8 @@
-"""A trained run's attention looked at, at the trained length and past it, as one JSON file.
+"""A trained run looked at from within, at the trained length and past it, as one JSON file.
 
-What an encoding does not have, such as a bias, is left out with the reason in its place.
+Of models of attention alone that is their attention; what an encoding does not have, such as a
+bias, is left out with the reason in its place. Of others it is their recurrences
+(`lcm.evaluation.states`).
 """
 
 import functools
@@ -12,20 +14,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lcm import config, models
+from lcm import models
 from lcm.errors import ConfigError
-from lcm.evaluation import attention, heads, receptive_field
-from lcm.evaluation.documents import Document, EvaluationError
+from lcm.evaluation import attention, heads, parts, receptive_field, states
 from lcm.evaluation.model import Model, changed, heldout, load, scorer, variant
-from lcm.evaluation.results import ATTENTION, SCHEMA, save
+from lcm.evaluation.parts import plain
+from lcm.evaluation.results import ATTENTION, save
 from lcm.models import ModelSpec
 from lcm.models.probe import check_scores
 from lcm.ops.attention import Part
-from lcm.progress import Report, progress
 from lcm.types import Array, Batch, Context
 
-MULTIPLE = 4  # of the trained length, where no other length is asked for
-ROWS = 8  # of the longer length, at the most
 SCORES = 1 << 25  # of one layer that are in memory at once where there is a choice
 MOST = 1 << 28  # of one row, with which nothing is begun
 EPS = 0.01  # of the sum of weights, and of the perplexity
@@ -35,7 +34,8 @@ DISTANCES = 1 << 18  # summed for a theoretical field, in every layer and head
 def analyse_run(
     folder: str | pathlib.Path, overrides: Sequence[str] = (), length: int = 0
 ) -> pathlib.Path:
-    """Analyses a workdir's newest checkpoint and writes `eval/attention-step-N.json` there.
+    """Analyses a workdir's newest checkpoint and writes `eval/attention-step-N.json` there, or
+    `eval/states-step-N.json`.
 
     As with `evaluate_run`, overrides are in the file's name, and a file of that name is replaced.
 
@@ -45,14 +45,14 @@ def analyse_run(
     model = changed(load(folder), overrides)
     title = f"analyse {pathlib.Path(folder).name}"
     result = analyse_model(model, length, overrides=overrides, title=title)
-    name = f"attention-step-{model.step}{variant(overrides)}.json"
+    name = f"{result['kind']}-step-{model.step}{variant(overrides)}.json"
     return save(result, pathlib.Path(folder) / "eval" / name)
 
 
 def analyse_model(
     model: Model, length: int = 0, *, overrides: Sequence[str] = (), title: str = "analyse"
 ) -> dict[str, Any]:
-    """Statistics, positional heads, receptive fields and aligned temperatures, as plain JSON.
+    """What is found of a model's attention, or of its recurrences if it has such, as plain JSON.
 
     length: that is compared with the trained one; 0 takes four times as much. The rows of the
     trained length are those of the longer one, cut, so that both hold the same text.
@@ -60,14 +60,17 @@ def analyse_model(
     Raises:
         UserError: if a length does not fit the model or memory, or no document reaches it.
     """
-    cfg, params = model.cfg, model.params
-    config.check_keys(cfg)
-    models.check_params(cfg, params)
-    trained = cfg.data.length
-    length = length or MULTIPLE * trained
+    attends = all(layer.attends for layer in models.spec(model.cfg).layers)
+    look = _attention if attends else states.analyse
+    return look(model, parts.longer(model.cfg, model.params, length), overrides, title)
+
+
+def _attention(model: Model, length: int, overrides: Sequence[str], title: str) -> dict[str, Any]:
+    """Statistics, positional heads, receptive fields and aligned temperatures."""
+    cfg, params, trained = model.cfg, model.params, model.cfg.data.length
     rows = _checked(models.spec(cfg), trained, length)
-    long = text_rows(heldout(cfg, model.tokenizer), length, rows, cfg.seed)
-    short = cut(long, trained)
+    long = parts.text_rows(heldout(cfg, model.tokenizer), length, rows, cfg.seed)
+    short = parts.cut(long, trained)
     both = {trained: short, length: long}
     steps: dict[str, Callable[[], Any]] = {
         "statistics": lambda: [_statistics(cfg, params, n, both[n]) for n in both],
@@ -76,52 +79,18 @@ def analyse_model(
         "empirical": lambda: _empirical(cfg, params, short),
         "aligned_temperature": lambda: _temperatures(cfg, params, short, long),
     }
-    with progress(title) as report:
-        found = _all(steps, long.tokens_BL.size, report)
+    found = parts.found(steps, long.tokens_BL.size, title)
+    field = {name: found.pop(name) for name in ("theoretical", "empirical")}
+    count = len(long.tokens_BL)
     return {
-        "schema": SCHEMA,
-        "kind": ATTENTION,
-        "about": {
-            "run": cfg.name,
-            "step": model.step,
-            "parameters": models.parameter_count(cfg),
-            "tokenizer": cfg.data.tokenizer,
-            "positions": cfg.model.positions.name,
-            "overrides": [o for o in overrides if not o.startswith("eval.")],
-        },
-        "settings": {
-            "train_length": trained,
-            "length": length,
-            "rows": len(long.tokens_BL),
-            "seed": cfg.seed,
-        },
-        "statistics": found["statistics"],
-        "positional_heads": found["positional_heads"],
-        "receptive_field": {k: found[k] for k in ("theoretical", "empirical")},
-        "aligned_temperature": found["aligned_temperature"],
+        **parts.head(ATTENTION, model, length, count, overrides),
+        **found,
+        "receptive_field": field,
     }
-
-
-def _all(steps: dict[str, Callable[[], Any]], tokens: int, report: Report) -> dict[str, Any]:
-    """Each result, or the reason why there is none. Each step reads all tokens at least once."""
-    found = {}
-    for n, (name, step) in enumerate(steps.items()):
-        report(n * tokens, len(steps) * tokens, name.replace("_", " "))
-        try:
-            found[name] = step()
-        except ConfigError as error:  # lengths and parameters were checked, so it is the encoding
-            found[name] = {"left_out": str(error)}
-    report(len(steps) * tokens, len(steps) * tokens)
-    return found
 
 
 def _checked(spec: ModelSpec, trained: int, length: int) -> int:
     """How many rows of a length to look at. Raises ConfigError if it cannot be looked at."""
-    if length < trained:
-        raise ConfigError(
-            f"--length={length} is shorter than the trained length {trained} (data.length): give "
-            f"{trained} or more, or leave it out for {MULTIPLE * trained}"
-        )
     check_scores(spec)
     models.check_backend(spec)
     models.check_limit(spec, length)
@@ -133,46 +102,13 @@ def _checked(spec: ModelSpec, trained: int, length: int) -> int:
             f"--length={length} has {scores:,} scores in a layer and row, {scores >> 28} GiB: "
             f"statistics need all of them at once, up to {MOST:,}: {way}"
         )
-    return max(1, min(ROWS, SCORES // scores))
-
-
-def text_rows(documents: Sequence[Document], length: int, count: int, seed: int) -> Batch:
-    """Up to `count` rows of held-out text: the first windows of documents, then the second ones.
-
-    Raises:
-        EvaluationError: naming the longest document, if none reaches the length.
-    """
-    order = np.random.default_rng(seed).permutation(len(documents))
-    windows = [(n, d) for d in order for n in range(len(documents[d].tokens_N) // length)]
-    if not windows:
-        longest = max(documents, key=lambda document: len(document.tokens_N))
-        raise EvaluationError(
-            f"no held-out document reaches --length={length} tokens: the longest, "
-            f"{longest.name!r}, has {len(longest.tokens_N)}; give --length of that or less"
-        )
-    chosen = sorted(windows, key=lambda window: window[0])[:count]
-    at = [(documents[d], slice(n * length, (n + 1) * length)) for n, d in chosen]
-    return _batch(
-        np.stack([document.tokens_N[where] for document, where in at]),
-        np.stack([document.targets_N[where] for document, where in at]),
-    )
-
-
-def cut(batch: Batch, length: int) -> Batch:
-    """The same rows as shorter ones that begin at position 0; a rest is left out."""
-    whole = batch.tokens_BL.shape[1] // length * length
-    return _batch(*(x[:, :whole].reshape(-1, length) for x in (batch.tokens_BL, batch.targets_BL)))
-
-
-def _batch(tokens_BL: np.ndarray, targets_BL: np.ndarray) -> Batch:
-    where = models.default_context(tokens_BL.shape)
-    return Batch(tokens_BL, targets_BL, where, np.ones(tokens_BL.shape, np.float32))
+    return max(1, min(parts.ROWS, SCORES // scores))
 
 
 def _statistics(cfg: Any, params: Any, length: int, batch: Batch) -> dict[str, Any]:
     """Entropy and largest probability by layer and position."""
     found = attention.statistics_by_position(cfg, params, batch.tokens_BL)
-    return {"length": length, **{name: _plain(value) for name, value in found.items()}}
+    return {"length": length, **{name: plain(value) for name, value in found.items()}}
 
 
 def _heads(cfg: Any, params: Any, length: int, batch: Batch) -> dict[str, Any]:
@@ -190,8 +126,8 @@ def _heads(cfg: Any, params: Any, length: int, batch: Batch) -> dict[str, Any]:
     return {
         "length": length,
         "distance": distance,
-        "score": _plain(score),
-        "allocation": _plain(found.allocation),
+        "score": plain(score),
+        "allocation": plain(found.allocation),
         "top": [list(head) for head in found.top() if some[head]],
     }
 
@@ -212,7 +148,7 @@ def _theoretical(cfg: Any, params: Any) -> dict[str, Any]:
         window = spec.layers[n % len(spec.layers)].window
         weights_HS[:, window or DISTANCES :] = 0
         fields.append(receptive_field.theoretical_receptive_field(weights_HS, EPS))
-    return {"eps": EPS, "distances": DISTANCES, "by_head": _plain(np.stack(fields))}
+    return {"eps": EPS, "distances": DISTANCES, "by_head": plain(np.stack(fields))}
 
 
 def _one_count_of_heads(spec: ModelSpec) -> None:
@@ -252,12 +188,3 @@ def _temperatures(cfg: Any, params: Any, short: Batch, long: Batch) -> dict[str,
         name: attention.align_temperature(cfg, params, short.tokens_BL, long.tokens_BL, name)
         for name in attention.STATISTICS
     }
-
-
-def _plain(values: np.ndarray) -> Any:
-    """Nested lists for JSON to five decimals: "inf" for infinite, null for what is not there."""
-    if np.ndim(values):
-        return [_plain(value) for value in values]
-    if np.isnan(values):
-        return None
-    return "inf" if np.isinf(values) else round(float(values), 5)

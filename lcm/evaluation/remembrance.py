@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcm import models
-from lcm.errors import UserError
+from lcm.errors import ConfigError, UserError
 from lcm.models import initial
 from lcm.types import Tokens
 
@@ -68,15 +68,15 @@ def state_norms(cfg: Any, params: Any, tokens_BL: Tokens, every: int) -> list[np
     Those of a model that fails beyond its trained length keep growing there.
 
     Raises:
-        UserError: for a model whose layers keep no such state, or tokens that `every` does not
-            divide.
+        ConfigError: for a model whose layers keep no such state.
+        UserError: for tokens that `every` does not divide.
     """
     batch, length = tokens_BL.shape
     if every < 1 or length % every or not length:
         raise UserError(f"every={every} does not divide {length} tokens: take a divisor of them")
     state, found = models.init_state(cfg, batch, length), []
     if not jax.tree.leaves(initial.norms(state)):
-        raise UserError(
+        raise ConfigError(
             "this model has no recurrent layer, or those have convolutions and windows alone, and "
             "so no state whose norm could grow: take one such as mamba2"
         )

@@ -14,7 +14,8 @@ from lcm.evaluation.documents import EvaluationError
 
 SCHEMA = 1
 KIND = "loss by length"
-ATTENTION = "attention"  # the kind of what `lcm analyse` writes
+ATTENTION = "attention"  # the kind of what `lcm analyse` writes of models of attention alone
+STATES = "states"  # and of those with recurrent layers
 PASSKEY = "passkey"  # and of what `lcm evaluate --passkey` does
 
 
@@ -59,15 +60,15 @@ def load(path: str | os.PathLike[str], kind: str = KIND) -> dict[str, Any]:
     return result
 
 
-def load_analysis(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_analysis(path: str | os.PathLike[str], kind: str = ATTENTION) -> dict[str, Any]:
     """Read what `lcm analyse` wrote; infinite receptive fields, "inf" in JSON, are floats again.
 
     Raises EvaluationError for anything else.
     """
-    result = load(path, ATTENTION)
+    result = load(path, kind)
     try:
         int(result["about"]["step"])
-        field = result["receptive_field"]["theoretical"]
+        field = result["receptive_field"]["theoretical"] if kind == ATTENTION else {}
         if "by_head" in field:
             field["by_head"] = [[float(w) for w in layer] for layer in field["by_head"]]
     except (KeyError, TypeError, ValueError) as error:

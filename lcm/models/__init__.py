@@ -197,8 +197,8 @@ def check_params(cfg: Any, params: decoder.Params) -> None:
 
 
 def _check_params(description: ModelSpec, params: decoder.Params) -> None:
-    if isinstance(params["layers"]["0"], list):  # taken apart for decoding, after they were checked
-        return
+    if isinstance(params.get("layers", {}).get("0"), list):
+        return  # taken apart for decoding, after they were checked
     narrow = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
     found = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=narrow))
     for path, wanted in jax.tree_util.tree_leaves_with_path(decoder.shapes(description)):

@@ -1,7 +1,7 @@
 """Reports: text tables and one HTML page over the workdirs of runs."""
 
 from lcm.report.accuracy import accuracy, accuracy_picture
-from lcm.report.attention import attention_summary
+from lcm.report.analyses import analysis_summary
 from lcm.report.page import publish, write
 from lcm.report.runs import ReportError, read_all, read_result
 from lcm.report.sections import (
@@ -20,7 +20,7 @@ __all__ = [
     "Section",
     "accuracy",
     "accuracy_picture",
-    "attention_summary",
+    "analysis_summary",
     "provenance",
     "publish",
     "published_beside_measured",

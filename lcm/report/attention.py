@@ -9,9 +9,9 @@ import numpy as np
 
 from lcm.report import attention_plots, plots
 from lcm.report.attention_plots import Results
-from lcm.report.runs import Run
+from lcm.report.runs import Run, by_name
 from lcm.report.sections import Picture, Section
-from lcm.report.tables import MISSING, Table, number, to_text
+from lcm.report.tables import MISSING, Table, number
 
 PARTS = {
     "statistics": "statistics",
@@ -24,7 +24,7 @@ PARTS = {
 
 def attention(runs: Sequence[Run]) -> list[Section]:
     """What `lcm analyse` found of the runs; nothing if it was run on none."""
-    results = by_name(runs)
+    results = by_name(runs, "attention")
     if not results:
         return []
     drawn = {"statistics": _entropy_picture, "positional_heads": _heads_picture}
@@ -32,23 +32,14 @@ def attention(runs: Sequence[Run]) -> list[Section]:
     return [Section("Attention", _text(results), _tables(results), pictures)]
 
 
-def attention_summary(runs: Sequence[Run]) -> str:
-    """The tables for a terminal, of all that `lcm analyse` wrote for the newest steps."""
-    return "\n\n".join(map(to_text, _tables(by_name(runs))))
+def attention_tables(runs: Sequence[Run]) -> list[Table]:
+    results = by_name(runs, "attention")
+    return _tables(results) if results else []
 
 
 def _tables(results: Results) -> list[Table]:
     makers = (fields_table, by_length_table, temperatures_table, left_out_table)
     return [table for table in (make(results) for make in makers) if table]
-
-
-def by_name(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Results by the run's name, with the overrides of a variant behind it."""
-    return {
-        ", ".join([run.name, *result["about"]["overrides"]]): result
-        for run in runs
-        for result in run.attention
-    }
 
 
 def part(result: dict[str, Any], name: str) -> Any:

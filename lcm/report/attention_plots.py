@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, dict[str, Any]]  # what `lcm analyse` wrote, by name
-COLUMNS = 3
 GROWTH = 1.12  # of the bins that positions are averaged in
 NUMBERED = 64  # cells of a heat map with a figure in each, at the most
 
@@ -22,7 +21,7 @@ def entropy_by_position(results: Results) -> "Figure":
     """Mean entropy of each layer at each position of the longer rows, below ln(i + 1)."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    rows, columns = _grid(len(results))
+    rows, columns = plots.grid(len(results))
     figure, axes = plots.panels(rows, columns, height=0.6 + 3.0 * rows)
     for n, (name, result) in enumerate(results.items()):
         ax, trained = axes[n], result["settings"]["train_length"]
@@ -36,7 +35,7 @@ def entropy_by_position(results: Results) -> "Figure":
             ax.set_ylabel("entropy of attention (nats)")
         if n + columns >= len(results):
             ax.set_xlabel("position (the first is 1; log scale)")
-    _hide(axes[len(results) :])
+    plots.hide(axes[len(results) :])
     deepest = max(range(len(results)), key=lambda n: len(axes[n].lines))
     plots.legend(figure, axes[deepest])
     return figure
@@ -63,7 +62,7 @@ def _entropy(ax: "Axes", layers: Sequence[Sequence[float]], trained: int) -> Non
 
 def head_scores(results: Results) -> "Figure":
     """Positional-head scores of every layer and head at the trained length."""
-    rows, columns = _grid(len(results))
+    rows, columns = plots.grid(len(results))
     scores = [_array(result["positional_heads"][0]["score"]) for result in results.values()]
     tallest = max(len(score) for score in scores)
     height = 0.7 + rows * (1.1 + min(0.42 * max(tallest, 3), 4.0))
@@ -74,7 +73,7 @@ def head_scores(results: Results) -> "Figure":
         if n % columns == 0:
             axes[n].set_ylabel("layer")
         axes[n].set_xlabel("head")
-    _hide(axes[len(results) :])
+    plots.hide(axes[len(results) :])
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("positional-head score")
     bar.outline.set_visible(False)
@@ -100,16 +99,6 @@ def _heat_map(ax: "Axes", score: np.ndarray) -> Any:
             colour = "white" if abs(value) > 0.6 else "#222222"
             ax.text(head + 1, layer + 1, text, ha="center", va="center", fontsize=8, color=colour)
     return image
-
-
-def _grid(count: int) -> tuple[int, int]:
-    columns = 2 if count == 4 else min(count, COLUMNS)
-    return -(-count // columns), columns
-
-
-def _hide(axes: Sequence["Axes"]) -> None:
-    for ax in axes:
-        ax.set_visible(False)
 
 
 def _array(values: Sequence[Sequence[float | None]]) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcm.report import tables
-from lcm.report.attention import attention
+from lcm.report.analyses import analyses
 from lcm.report.runs import ReportError, read_all
 from lcm.report.sections import (
     Picture,
@@ -44,7 +44,7 @@ def write(
         *sections,
         *([published_beside_measured(published)] if published else []),
         *evaluation(runs),
-        *attention(runs),
+        *analyses(runs),
         *training(runs),
         configuration(runs),
         provenance(runs, command),

@@ -22,6 +22,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 DASHES = ["-", "--", "-.", ":"]
 GREY = "#6b6b6b"
+COLUMNS = 3  # of panels
 FIRST_SHOWN = 8  # of the positions: the first few cost most and would squeeze all the others
 
 
@@ -68,6 +69,18 @@ def panels(rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]
 def new_figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     """One row of light axes."""
     return panels(1, columns, 4.6)
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns for so many panels."""
+    columns = 2 if count == 4 else min(count, COLUMNS)
+    return -(-count // columns), columns
+
+
+def hide(axes: "Sequence[Axes]") -> None:
+    """Takes panels that hold nothing out of sight."""
+    for ax in axes:
+        ax.set_visible(False)
 
 
 def legend(figure: "Figure", ax: "Axes") -> None:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from lcm.errors import UserError
 from lcm.evaluation.documents import EvaluationError
-from lcm.evaluation.results import load, load_analysis
+from lcm.evaluation.results import ATTENTION, STATES, load, load_analysis
 
-ATTENTION_FILES = "attention-*.json"
+ANALYSES = ATTENTION, STATES  # kinds of results of `lcm analyse`, which names of files begin with
 PASSKEY_FILES = "passkey*.json"
 
 
@@ -21,7 +21,8 @@ class ReportError(UserError):
 class Run(NamedTuple):
     """One workdir, as far as it could be read; `notes` says what could not.
 
-    attention: what `lcm analyse` found at the newest step it was run on, a result per variant.
+    analyses: what `lcm analyse` found at the newest step it was run on, by kind, a result for each
+        variant.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]  # one per step, in order of steps
     evaluation: dict[str, Any] | None
     notes: list[str]
-    attention: list[dict[str, Any]]
+    analyses: dict[str, list[dict[str, Any]]]
 
     def about(self, key: str) -> Any:
         """What the evaluation was told of the run (parameters, tokenizer, ...), or None."""
@@ -60,20 +61,29 @@ def read(path: Path, name: str) -> Run:
     config, config_notes = _config(path / "config.json")
     metrics, metric_notes = _metrics(path / "metrics.jsonl")
     evaluation, evaluation_notes = _newest_evaluation(path / "eval")
-    attention, attention_notes = _newest_attention(path / "eval")
-    notes = [*config_notes, *metric_notes, *evaluation_notes, *attention_notes]
-    if not metrics and evaluation is None and not attention:
+    notes = [*config_notes, *metric_notes, *evaluation_notes]
+    analyses = {kind: _newest_analyses(path / "eval", kind, notes) for kind in ANALYSES}
+    if not metrics and evaluation is None and not any(analyses.values()):
         raise ReportError(
             f"workdir {path} holds neither metrics nor evaluations: train or evaluate there first"
             + "".join(f" ({note})" for note in notes)
         )
-    return Run(name, path, config, metrics, evaluation, notes, attention)
+    return Run(name, path, config, metrics, evaluation, notes, analyses)
 
 
 def read_result(file: Path) -> Run:
     """One evaluation of a workdir, whichever is the newest there, and nothing else of it."""
     folder = file.parent.parent
-    return Run(folder.name, folder, {}, [], load(file), [], [])
+    return Run(folder.name, folder, {}, [], load(file), [], {})
+
+
+def by_name(runs: Sequence[Run], kind: str) -> dict[str, dict[str, Any]]:
+    """Analyses of a kind by the run's name, with the overrides of a variant behind it."""
+    return {
+        ", ".join([run.name, *result["about"]["overrides"]]): result
+        for run in runs
+        for result in run.analyses.get(kind, ())
+    }
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,7 +138,11 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The evaluation of the latest step, or of the last name where steps are not told."""
     found, notes = [], []
-    others = {path for kind in (ATTENTION_FILES, PASSKEY_FILES) for path in folder.glob(kind)}
+    others = {
+        path
+        for name in (*(f"{kind}-*.json" for kind in ANALYSES), PASSKEY_FILES)
+        for path in folder.glob(name)
+    }
     for path in sorted(set(folder.glob("*.json")) - others):
         try:
             result = load(path)
@@ -143,17 +157,16 @@ def _newest_evaluation(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return result, notes
 
 
-def _newest_attention(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _newest_analyses(folder: Path, kind: str, notes: list[str]) -> list[dict[str, Any]]:
     """The results of the latest step, plain first, then its variants by name."""
-    found, notes = [], []
-    for path in sorted(folder.glob(ATTENTION_FILES), key=lambda path: path.stem):
+    found = []
+    for path in sorted(folder.glob(f"{kind}-*.json"), key=lambda path: path.stem):
         try:
-            found.append(load_analysis(path))
+            found.append(load_analysis(path, kind))
         except EvaluationError as error:
             notes.append(str(error))
     newest = max((_step(result) for result in found), default=None)
-    shown = [result for result in found if _step(result) == newest]
-    return shown, notes
+    return [result for result in found if _step(result) == newest]
 
 
 def _step(result: dict[str, Any]) -> int:

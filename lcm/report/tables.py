@@ -203,7 +203,7 @@ def training_table(runs: Sequence[Run]) -> Table:
         rows.append(
             [
                 run.name,
-                f"{run.metrics[-1]['step']:,}",
+                number(run.metrics[-1]["step"] if run.metrics else None, 0),
                 number(losses[-1] if losses else None),
                 number(min(losses, default=None)),
                 number(median(speeds) if speeds else None, 0),

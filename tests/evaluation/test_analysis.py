@@ -6,39 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from lcm import cli, config, evaluation, models
+from lcm import cli, evaluation, models
 from lcm.errors import ConfigError
-from lcm.evaluation import analysis, heads, receptive_field
+from lcm.evaluation import analysis, heads, parts, receptive_field
 from lcm.evaluation.documents import EvaluationError, from_text_tokens
-from lcm.training import checkpoints, init_state, optimizer, workdir
 
-LENGTH = 16
-
-
-def write_run(folder, *overrides):
-    """A workdir as after step 0, of rows of 16 bytes of three texts."""
-    text = folder / "text.txt"
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = np.random.default_rng(0).choice(list("abcdefgh \n"), 9_000)
-    text.write_text("".join(drawn))
-    cfg = config.override(
-        config.shrink(config.base()),
-        [
-            "data.source=text",
-            f"data.paths={text}",
-            "data.heldout=1.0",
-            f"data.length={LENGTH}",
-            f"name={folder.name}",
-            *overrides,
-        ],
-    )
-    state = init_state(models.spec(cfg), optimizer(cfg.train), jax.random.key(0), 0.0)
-    workdir.write_config(folder, cfg)
-    writer = checkpoints.Writer(folder, keep=1)
-    writer.save(state, {}, workdir.to_dict(cfg))
-    writer.finish()
-    writer.close()
-    return folder
+from .runs import LENGTH, write_run
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +60,8 @@ def test_values_are_those_of_the_functions_on_the_same_rows(rope):
     model = evaluation.load(rope)
     found = evaluation.analyse_model(model, 32)
     documents = evaluation.heldout(model.cfg, model.tokenizer)
-    rows = analysis.text_rows(documents, 32, 8, 0)
-    short = analysis.cut(rows, 16)
+    rows = parts.text_rows(documents, 32, 8, 0)
+    short = parts.cut(rows, 16)
     by_position = evaluation.statistic_by_position(
         model.cfg, model.params, short.tokens_BL, "largest"
     )
@@ -157,7 +130,7 @@ def test_what_changes_scores_without_adding_is_no_bias(overrides, rope):
 def test_heads_that_see_nothing_far_have_no_score(rope):
     cfg = evaluation.load(rope).cfg
     model = analysis.changed(evaluation.load(rope), ["model.window=4"])
-    rows = analysis.text_rows(evaluation.heldout(cfg, model.tokenizer), 32, 2, 0)
+    rows = parts.text_rows(evaluation.heldout(cfg, model.tokenizer), 32, 2, 0)
     found = analysis._heads(model.cfg, model.params, 32, rows)
     assert found["score"] == found["allocation"] == [[None, None]] * 2 and found["top"] == []
     with pytest.raises(ConfigError, match=rf"8 tokens have no key 4 back past .* {heads.SINKS}:"):
@@ -169,16 +142,16 @@ def test_rows_are_first_windows_of_documents_then_second_ones():
         from_text_tokens(f"{n}", np.arange(size) + 100 * n, bos=256, eos=257, text_bytes=size)
         for n, size in enumerate((9, 25, 3))
     ]
-    rows = analysis.text_rows(documents, 8, 9, 0)
+    rows = parts.text_rows(documents, 8, 9, 0)
     first = sorted(row[1] for row in rows.tokens_BL.tolist()[:2])
     assert first == [0, 100] and rows.tokens_BL[2:, 0].tolist() == [107, 115]
     np.testing.assert_array_equal(rows.tokens_BL[:, 1:], rows.targets_BL[:, :-1])
-    pieces = analysis.cut(rows, 3)
+    pieces = parts.cut(rows, 3)
     assert pieces.tokens_BL.shape == (8, 3)
     assert pieces.context.positions_BL.tolist() == [[0, 1, 2]] * 8
     np.testing.assert_array_equal(pieces.tokens_BL[:2].ravel(), rows.tokens_BL[0, :6])
     with pytest.raises(EvaluationError, match="--length=30 tokens: the longest, '1', has 26"):
-        analysis.text_rows(documents, 30, 9, 0)
+        parts.text_rows(documents, 30, 9, 0)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +178,6 @@ def test_what_cannot_be_analysed(words, says, rope, capsys):
     assert out == "" and err.startswith("lcm: error: ") and err.count("\n") == 1
     assert all(text in err for text in says), err
     assert sorted(rope.rglob("*")) == before
-
-
-def test_recurrences_have_no_scores(tmp_path, capsys):
-    run = write_run(tmp_path / "hybrid", "model.pattern=attention,mamba2")
-    assert cli.main(["analyse", str(run)]) == 2
-    err = capsys.readouterr().err
-    assert "layer 1 is mamba2, which has no scores to look at" in err and err.count("\n") == 1
 
 
 def test_no_run_and_no_checkpoint(tmp_path, rope, capsys):

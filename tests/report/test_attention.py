@@ -81,7 +81,7 @@ def workdirs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(workdirs):
-    return attention.by_name(runs.read_all(workdirs))
+    return runs.by_name(runs.read_all(workdirs), "attention")
 
 
 def cells(table):
@@ -168,6 +168,6 @@ def test_a_damaged_file_is_a_note(tmp_path):
         json.dumps({"kind": "attention", "schema": 1})
     )
     (run,) = runs.read_all([workdir])
-    assert run.attention == []
+    assert run.analyses == {"attention": [], "states": []}
     assert any("not JSON" in note for note in run.notes)
     assert any("is damaged" in note for note in run.notes)
