@@ -11,7 +11,7 @@ from lcm.errors import ConfigError
 from lcm.nn import BIASES, MIXERS, MLPS, NORMS, LayerSpec, interventions
 from lcm.nn.experts import check_balance
 from lcm.nn.interventions import Extension
-from lcm.nn.literal import literal
+from lcm.nn.literal import settings
 from lcm.nn.spec import ATTENTION
 from lcm.ops import attention
 from lcm.positions import PositionEncoding
@@ -273,19 +273,8 @@ def _check_shared(model: Any, layers: tuple[LayerSpec, ...]) -> None:
 def _options(where: str, part: Any, given: str) -> tuple[tuple[str, Any], ...]:
     """The options of a mixer or an MLP: its defaults, and what `NAME=VALUE,...` gives instead."""
     options = dict(getattr(part, "OPTIONS", {}))
-    for item in filter(None, given.split(",")):
-        name, _, text = item.partition("=")
-        if name not in options:
-            has = f"has {', '.join(options)}" if options else "has none"
-            what = "MLP" if where.endswith("mlp_options") else "mixer"
-            raise ConfigError(f"{where}={given!r}: {name!r} is unknown, this {what} {has}")
-        value = literal(text, options[name])
-        if value is None:
-            raise ConfigError(
-                f"{where}={given!r}: {name} is a {type(options[name]).__name__}, write it "
-                f"as {name}={options[name]}"
-            )
-        options[name] = value
+    what = "this MLP" if where.endswith("mlp_options") else "this mixer"
+    options |= settings(where, given, options, what)
     for name, (least, most) in getattr(part, "LIMITS", {}).items():
         if not least <= options[name] <= most:
             raise ConfigError(
@@ -299,7 +288,7 @@ def _extension(where: str, mixer: str, given: str, overrides: Any) -> Extension:
     """What is done to a recurrence; what is none is left alone by what is said of all layers."""
     if not _extends(mixer) and "extension" not in overrides:
         return Extension()
-    return interventions.parsed(where, given, _extends(mixer))
+    return interventions.parsed(where, given, mixer, _extends(mixer))
 
 
 def _extends(mixer: str) -> frozenset[str]:

@@ -92,6 +92,8 @@ def loss(spec: TransducerSpec, params: decoder.Params, pairs: Pairs) -> Array:
             "many"
         )
     check_counts(pairs.frames_BT, pairs.frames_B, 1)
+    if pairs.labels_BU.size:  # else there is none to count
+        check_counts(pairs.labels_BU, pairs.labels_B)
     f_BTD = transcribe(spec, params, pairs.frames_BT, pairs.frames_B)
     read_BU = jnp.pad(pairs.labels_BU, ((0, 0), (1, 0)), constant_values=BLANK)
     context = rows(read_BU, pairs.labels_B + 1)

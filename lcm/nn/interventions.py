@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from lcm.errors import ConfigError
-from lcm.nn.literal import literal
+from lcm.nn.literal import settings
 from lcm.ops.recurrence import op_diag, op_matrix
 from lcm.ops.recurrence.reference import Erase, by_head
 from lcm.types import Array, Context
@@ -71,36 +71,24 @@ _LIMITS = {
 }
 
 
-def parsed(where: str, text: str, has: frozenset[str]) -> Extension:
+def parsed(where: str, text: str, mixer: str, has: frozenset[str]) -> Extension:
     """The extension of `NAME=VALUE,...`, such as `step=0.5,exact=True`, for a mixer that has some.
 
     Raises:
         ConfigError: for a name that there is not or that the mixer has no place for, or a value
             that cannot be.
     """
-    values: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        name, _, value = item.strip().partition("=")
-        if name not in ALL:
-            known = ", ".join(sorted(ALL))
-            raise ConfigError(f"{where}.extension={text!r}: {name!r} is unknown, take of {known}")
+    where, defaults = f"{where}.extension", dataclasses.asdict(Extension())
+    values = settings(where, text, defaults, "an extension")
+    for name, value in values.items():
         if name not in has:
             rest = ", ".join(sorted(has)) or "no extension"
             raise ConfigError(
-                f"{where}.extension={text!r}: {name} cannot be done to this mixer, which has {rest}"
-            )
-        default = getattr(Extension, name)
-        values[name] = literal(value, default)
-        if values[name] is None:
-            raise ConfigError(
-                f"{where}.extension={text!r}: {name} is a {type(default).__name__}, write it as "
-                f"{name}={default}"
+                f"{where}={text!r}: {name} cannot be done to {mixer}, which has {rest}"
             )
         low, high = _LIMITS.get(name, (0, 1))
-        if not low <= values[name] <= high:
-            raise ConfigError(
-                f"{where}.extension={text!r}: {name}={value} must lie from {low:g} to {high:g}"
-            )
+        if not low <= value <= high:
+            raise ConfigError(f"{where}={text!r}: {name}={value} must lie from {low:g} to {high:g}")
     return Extension(**values)
 
 

@@ -1,8 +1,36 @@
-"""Values of options, as a config writes them behind a name."""
+"""Options, as a config writes them in one text: `NAME=VALUE,...`."""
 
 import ast
 import math
+from collections.abc import Mapping
 from typing import Any
+
+from lcm.errors import ConfigError
+
+
+def settings(where: str, text: str, defaults: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """The values that a text gives, by name, each of the type of its default.
+
+    where: the key of the config that has the text; of: what has these options, for the message.
+
+    Raises:
+        ConfigError: for a name that there is not or that comes twice, or a value of another type.
+    """
+    values: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.strip().partition("=")
+        if name not in defaults:
+            has = ", ".join(defaults) or "none"
+            raise ConfigError(f"{where}={text!r}: {name!r} is unknown, {of} has {has}")
+        if name in values:
+            raise ConfigError(f"{where}={text!r} gives {name} twice: leave one of them out")
+        values[name] = literal(value, defaults[name])
+        if values[name] is None:
+            raise ConfigError(
+                f"{where}={text!r}: {name} is a {type(defaults[name]).__name__}, write it as "
+                f"{name}={defaults[name]}"
+            )
+    return values
 
 
 def literal(text: str, default: Any) -> Any:

@@ -65,10 +65,12 @@ def _counted(cfg: Any, count: int) -> dict[str, int]:
     if free and count % fixed == 0:
         sizes[free[0]] = count // fixed
     if math.prod(sizes.values()) != count:
-        raise ConfigError(
-            f"mesh {_written(sizes)} does not cover {count} devices: the axes must multiply "
-            f"to {count}; set one of them to -1"
+        way = (
+            f"{free[0]} is what is left, and the others, {fixed} together, must divide {count}"
+            if free
+            else f"the axes must multiply to {count}; set one of them to -1"
         )
+        raise ConfigError(f"mesh {_written(sizes)} does not cover {count} devices: {way}")
     return sizes
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lcm import config, models, parallel
 from lcm.errors import CheckpointError, ConfigError
 from lcm.pretrained.families import family_of
-from lcm.pretrained.families.base import Family, check_foreign
+from lcm.pretrained.families.base import Family, check_foreign, check_sizes
 from lcm.pretrained.layout import Leaf, layout, tensor_shapes
 from lcm.pretrained.source import Source
 
@@ -73,6 +73,7 @@ def read_config(family: Family, hf: dict[str, Any]) -> ConfigDict:
     check_foreign(hf, family.has)
     plain = family.plain(hf)
     check_foreign(plain, family.has)
+    check_sizes(plain)
     cfg = config.base()
     for key, value in family.read(plain).items():
         if key in ("positions", "kinds"):

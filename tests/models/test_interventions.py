@@ -364,11 +364,12 @@ def test_a_pace_of_nothing_leaves_a_token_out(tiny):
             ],
             "which has no extension",
         ),
-        (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done"),
+        (["model.pattern=gla", "model.extension=spectrum=2"], "spectrum cannot be done to gla"),
         (["model.pattern=mamba2", "model.extension=retain=1.5"], "from 1e-06 to 1"),
         (["model.pattern=mamba2", "model.extension=step=fast"], "step is a float.*step=1.0"),
         (["model.pattern=mamba2", "model.extension=window=2.7"], "window is a int.*window=0"),
         (["model.pattern=mamba2", "model.extension=window=1e400"], "window is a int.*window=0"),
+        (["model.pattern=mamba2", "model.extension=step=0.5,step=2"], "gives step twice"),
         (["model.pattern=mamba2", "model.extension=exact=2"], "exact is a bool.*exact=False"),
     ],
 )

@@ -142,6 +142,9 @@ def test_what_cannot_be_decoded_or_built_is_refused(tiny):
     labels = jnp.ones((2, 3), jnp.int32), jnp.array([3, 2])
     with pytest.raises(ValueError, match="row 0 has 0 of"):
         transducer.loss(spec, params, transducer.Pairs(FRAMES, jnp.array([0, 5]), *labels))
+    with pytest.raises(ValueError, match="row 1 has 4 of 3 tokens"):
+        many = labels[0], jnp.array([3, 4])
+        transducer.loss(spec, params, transducer.Pairs(FRAMES, jnp.array([4, 5]), *many))
     with pytest.raises(ValueError, match="2 rows of frames for 1 of labels"):
         pairs = FRAMES, jnp.array([4, 5]), *(each[:1] for each in labels)
         transducer.loss(spec, params, transducer.Pairs(*pairs))

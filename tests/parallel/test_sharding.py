@@ -101,7 +101,7 @@ def test_parameter_without_a_rule_is_named(tiny):
     [
         (["mesh.data=3"], "does not cover 8 devices"),
         (["mesh.data=-1", "mesh.fsdp=-1"], "at most one is -1"),
-        (["mesh.data=-1", "mesh.fsdp=3"], "does not cover 8 devices"),
+        (["mesh.data=-1", "mesh.fsdp=3"], "data is what is left, and the others, 3 together, must"),
         (["train.batch=12"], "train.batch=12 is not divisible by 8"),
         (["train.batch=8", "train.accumulate=2"], "not divisible by 16"),
         (["train.accumulate=3"], "train.batch=8 is not a multiple of train.accumulate=3"),

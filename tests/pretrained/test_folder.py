@@ -13,6 +13,7 @@ from lcm import evaluation, models, pretrained
 from lcm.errors import CheckpointError, ConfigError, UserError
 from lcm.evaluation import EvaluationError
 from lcm.pretrained import REGISTRY, Folder, assemble
+from lcm.pretrained.families import base
 
 from . import cases
 
@@ -234,6 +235,13 @@ def test_lists_of_layers_that_are_not_of_the_model_are_refused(folder, name):
     ):
         with pytest.raises(ConfigError, match=f"^{key} {says}.*: take "):
             assemble(Folder(folder(name, **{key: names})))
+
+
+@pytest.mark.parametrize("value", ["32", 32.0, 0, True, [32, 32]])
+def test_sizes_are_whole_numbers(value):
+    base.check_sizes({"hidden_size": np.int64(32), "head_dim": None})
+    with pytest.raises(ConfigError, match=r"head_dim=.* must be a whole number, 1 or more"):
+        base.check_sizes({"hidden_size": 32, "head_dim": value})
 
 
 def test_damaged_files_are_named(folder):

@@ -1,5 +1,6 @@
 """What a family of models is: its config in both directions, and one list of its weights."""
 
+import numbers
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -214,6 +215,33 @@ FOREIGN = (
     "use_bidirectional_attention",
     "is_encoder_decoder",
 )
+
+
+# Numbers of something, of which a config that has the key has one or more.
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_heads",
+    "state_size",
+    "vocab_size",
+)
+
+
+def check_sizes(hf: Config) -> None:
+    """Refuses sizes that are no whole number from 1 on; null is as if the key were not there.
+
+    Raises:
+        ConfigError: naming the key and its value.
+    """
+    for key in SIZES:
+        value = hf.get(key)
+        number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (number and value >= 1):
+            raise ConfigError(f"{key}={value!r} must be a whole number, 1 or more")
 
 
 def check_foreign(hf: Config, has: tuple[str, ...] = ()) -> None:
