@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lcm import models
@@ -17,7 +18,8 @@ from lcm.evaluation.model import Model, heldout
 from lcm.evaluation.parts import plain
 from lcm.evaluation.remembrance import effective_remembrance, state_norms
 from lcm.evaluation.results import STATES
-from lcm.models import initial
+from lcm.models import ModelSpec, initial
+from lcm.models.distance import mean_distances
 from lcm.nn import RecurrentState
 
 STARTS = 32  # of the texts whose first tokens are left out, for each length
@@ -25,7 +27,7 @@ POINTS = 64  # along the longer length, at the most, at which states are looked 
 
 
 def analyse(model: Model, length: int, overrides: Sequence[str], title: str) -> dict[str, Any]:
-    """Effective remembrance and norms of states, as plain JSON.
+    """Effective remembrance, mean distances of heads and norms of states, as plain JSON.
 
     Raises:
         UserError: if a length does not fit the model, or no document reaches it.
@@ -36,10 +38,10 @@ def analyse(model: Model, length: int, overrides: Sequence[str], title: str) -> 
     models.check_limit(spec, length)
     long = parts.text_rows(heldout(cfg, model.tokenizer), length, parts.ROWS, cfg.seed)
     rows, trained = long.tokens_BL, cfg.data.length
+    both = [rows[:, :n] for n in dict.fromkeys((trained, length))]
     steps: dict[str, Callable[[], Any]] = {
-        "remembrance": lambda: [
-            _remembrance(cfg, params, rows[:, :n]) for n in dict.fromkeys((trained, length))
-        ],
+        "remembrance": lambda: [_remembrance(cfg, params, each) for each in both],
+        "distances": lambda: [_distances(spec, params, each) for each in both],
         "norms": lambda: _norms(cfg, params, rows),
     }
     found = parts.found(steps, rows.size, title)
@@ -52,6 +54,13 @@ def _remembrance(cfg: Any, params: Any, tokens_BL: np.ndarray) -> dict[str, Any]
     starts = {length * n // STARTS for n in range(STARTS)} | {length - cfg.data.length}
     found = effective_remembrance(cfg, params, tokens_BL, sorted(starts))
     return {"length": length, "starts": sorted(starts), "distance": plain(found)}
+
+
+def _distances(spec: ModelSpec, params: Any, tokens_BL: np.ndarray) -> dict[str, Any]:
+    """Mean distance that each head reads from, of layers that have a hidden attention."""
+    found = mean_distances(spec, params, jnp.asarray(tokens_BL))
+    layers = [{"layer": n, "by_head": plain(distance_H)} for n, distance_H in found.items()]
+    return {"length": tokens_BL.shape[1], "layers": layers}
 
 
 def _norms(cfg: Any, params: Any, tokens_BL: np.ndarray) -> dict[str, Any]:

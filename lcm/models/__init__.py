@@ -91,10 +91,11 @@ def apply(
 
 
 def adopt(cfg: Any, params: decoder.Params, key: jax.Array) -> decoder.Params:
-    """Parameters of a trained model for `cfg`, which differs in its encodings alone.
+    """Parameters of a trained model for `cfg`, which differs in encodings and clocks alone.
 
     What an encoding learns is kept where it has the same name and shape, fresh where it is new,
-    and stretched where a learned table has become longer. Other parameters are not touched.
+    and stretched where a learned table has become longer. Clocks of Mamba layers that had none run
+    as they did. Other parameters are not touched.
     """
     return decoder.adopt(spec(cfg), params, key)
 

@@ -349,7 +349,8 @@ def prepared(spec: ModelSpec, shared: Params) -> Params:
 
 
 def adopt(spec: ModelSpec, params: Params, key: jax.Array) -> Params:
-    """Parameters of a trained model under the encodings of `spec`: fresh where they are new."""
+    """Parameters of a trained model under the encodings of `spec`: fresh where they are new, as
+    are clocks."""
     encodings = _encodings(spec)
     trained, adopted = params.get("positions", {}), {**params}
     for name, fresh in _init_positions(spec, key).items():
@@ -364,6 +365,10 @@ def adopt(spec: ModelSpec, params: Params, key: jax.Array) -> Params:
 
 def _adopted_layer(spec: ModelSpec, kind: int, params: Params, key: jax.Array) -> Params:
     layer, mixer = spec.layers[kind], params["mixer"]
+    if dict(layer.options).get("clocked") and "clock" not in mixer:
+        clock = shapes(spec)["layers"][str(kind)]["mixer"]["clock"]
+        params = {**params, "mixer": {**mixer, "clock": jnp.ones(clock.shape, clock.dtype)}}
+        mixer = params["mixer"]
     keys = jax.random.split(key, spec.count(kind))
     fresh = jax.vmap(lambda key: layer.positions.init_layer(key, layer.dims))(keys)
     if not fresh:

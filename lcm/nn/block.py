@@ -140,6 +140,10 @@ class Block(nnx.Module):
         """How large the steps of a layer's recurrence are, `[B, L]`, of mixers that have some."""
         return self.mixer.importance(self._normed("mixer_norm", x_BLD), context)
 
+    def hidden_attention(self, x_BLD: Hidden, context: Context) -> Array:
+        """What the last token's output has each token as a factor by, of mixers that tell."""
+        return self.mixer.hidden_attention(self._normed("mixer_norm", x_BLD), context)
+
     def parts(self, x_BLD: Hidden, context: Context, shared: dict[str, Any]) -> tuple[Part, ...]:
         """The parts of attention of the layer, for looking at scores."""
         return self.mixer.parts(self._normed("mixer_norm", x_BLD), context, shared)

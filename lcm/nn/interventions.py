@@ -15,7 +15,7 @@ what becomes of the two before they get there, the same for every mixer:
 
 Of the delta rule w is what it erases, too. A pace (`Context.pace_BL`) scales both as well, 0 being
 a token that is not there. Norms are held in bounds by `lcm.models.initial.normalised`, tokens left
-out by `lcm.models.decimation`.
+out by `lcm.models.decimation`, clocks of some heads alone slowed by `lcm.models.distance`.
 """
 
 import dataclasses

@@ -41,11 +41,18 @@ class Mamba1(RecurrentMixer):
 
     Options: `rank` is R, 0 for D / 16 rounded up; `normed` has d, b and c normalised, with scales,
     as in Jamba (arXiv:2403.19887), or with `scaled=False` without, as in Falcon-Mamba
-    (arXiv:2410.05355); `eps` is that of these norms, 0 for the model's `norm_eps`.
+    (arXiv:2410.05355); `eps` is that of these norms, 0 for the model's `norm_eps`; `clocked` has dt
+    multiplied by a parameter of each channel, 1 at first (`lcm.models.distance`).
     """
 
     EXTENDS = interventions.ALL - {"exact"}  # of a step dt b is written, which is of first order
-    OPTIONS: ClassVar[dict[str, Any]] = {"normed": False, "rank": 0, "scaled": True, "eps": 0.0}
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "normed": False,
+        "rank": 0,
+        "scaled": True,
+        "eps": 0.0,
+        "clocked": False,
+    }
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"rank": (0, 1 << 16), "eps": (0.0, 1.0)}
 
     def __init__(self, spec: LayerSpec, rngs: nnx.Rngs):
@@ -60,6 +67,8 @@ class Mamba1(RecurrentMixer):
         dt_up = jax.random.uniform(rngs.params(), (rank, inner), minval=-most, maxval=most)
         self.dt_up = nnx.Param(dt_up)
         self.dt_bias = step_biases(rngs, inner)
+        if spec.option("clocked"):
+            self.clock = nnx.Param(jnp.ones(inner))
         count = jnp.arange(1, spec.state + 1, dtype=jnp.float32)
         self.A_log = nnx.Param(jnp.tile(jnp.log(count), (inner, 1)))
         self.D = nnx.Param(jnp.ones(inner))
@@ -86,14 +95,7 @@ class Mamba1(RecurrentMixer):
     ) -> tuple[Hidden, RecurrentState | None]:
         spec = self.spec
         before, reset_BL, there_BL = entered(state, self.init_state(spec, len(u_BLD)), context)
-        x_BLE, taps, (tail,) = dense(u_BLD, self.x[...]), self.conv[:, 0], before.tails
-        x_BLE, tail = short_conv(x_BLE, taps, self.conv_bias[...], tail, reset_BL, there_BL)
-        x_BLE = jax.nn.silu(x_BLE)
-
-        b_BLN, c_BLN = jnp.split(dense(x_BLE, self.bc[...]), 2, -1)
-        if spec.option("normed"):
-            b_BLN, c_BLN = self.b_norm(b_BLN), self.c_norm(c_BLN)
-        dt_BLE = jnp.where(there_BL[..., None], self._steps(x_BLE), 0)  # padding passes no time
+        x_BLE, b_BLN, c_BLN, dt_BLE, tail = self._read(u_BLD, before, reset_BL, there_BL)
         own = spec.extension
         dt_BLE, _ = interventions.scaled(dataclasses.replace(own, retain=1.0), dt_BLE, context)
         y_BLE, h_BEN = selective_scan(
@@ -113,20 +115,49 @@ class Mamba1(RecurrentMixer):
         after = RecurrentState(h_BEN, (tail,), before.segment_B)
         return out_BLD, None if state is None else after
 
+    def _read(
+        self, u_BLD: Hidden, before: RecurrentState, reset_BL: Array, there_BL: Array
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """x, b, c and dt of tokens, and the tail of the convolution behind them."""
+        x_BLE, taps, (tail,) = dense(u_BLD, self.x[...]), self.conv[:, 0], before.tails
+        x_BLE, tail = short_conv(x_BLE, taps, self.conv_bias[...], tail, reset_BL, there_BL)
+        x_BLE = jax.nn.silu(x_BLE)
+        b_BLN, c_BLN = jnp.split(dense(x_BLE, self.bc[...]), 2, -1)
+        if self.spec.option("normed"):
+            b_BLN, c_BLN = self.b_norm(b_BLN), self.c_norm(c_BLN)
+        dt_BLE = jnp.where(there_BL[..., None], self._steps(x_BLE), 0)  # padding passes no time
+        return x_BLE, b_BLN, c_BLN, dt_BLE, tail
+
     def _steps(self, x_BLE: Array) -> Array:
         d_BLR = dense(x_BLE, self.dt_down[...])
         d_BLR = self.dt_norm(d_BLR) if self.spec.option("normed") else d_BLR
         dt_BLE = dense(d_BLR, self.dt_up[...]).astype(jnp.float32) + self.dt_bias[...]
-        return jax.nn.softplus(dt_BLE)
+        dt_BLE = jax.nn.softplus(dt_BLE)
+        return self.clock[...] * dt_BLE if self.spec.option("clocked") else dt_BLE
 
     def importance(self, u_BLD: Hidden, context: Context) -> Array:
         """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`; of rows without a state
         before them."""
-        before, reset_BL, there_BL = entered(None, self.init_state(self.spec, len(u_BLD)), context)
-        x_BLE, (tail,) = dense(u_BLD, self.x[...]), before.tails
-        taps, bias = self.conv[:, 0], self.conv_bias[...]
-        x_BLE, _ = short_conv(x_BLE, taps, bias, tail, reset_BL, there_BL)
-        return jnp.linalg.norm(self._steps(jax.nn.silu(x_BLE)), axis=-1)
+        fresh = entered(None, self.init_state(self.spec, len(u_BLD)), context)
+        return jnp.linalg.norm(self._read(u_BLD, *fresh)[3], axis=-1)
+
+    def hidden_attention(self, u_BLD: Hidden, context: Context) -> Array:
+        """By what the last token's output, without that of D, has each token's x as a factor,
+        float32 `[B, L, E]`; of rows that are one document, without an extension. One of the N
+        numbers of a channel after another, as all of them are N times what is given out."""
+        fresh = entered(None, self.init_state(self.spec, len(u_BLD)), context)
+        _, b_BLN, c_BLN, dt_BLE, _ = self._read(u_BLD, *fresh)
+        later_BLE = dt_BLE.sum(1, keepdims=True) - jnp.cumsum(dt_BLE, 1)
+
+        def add(total_BLE: Array, of: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            rate_E, b_BL, c_B = of
+            alike_BL = (b_BL * c_B[:, None]).astype(jnp.float32)
+            return total_BLE + alike_BL[..., None] * jnp.exp(-rate_E * later_BLE), None
+
+        rates_NE = jnp.exp(self.A_log[...]).T
+        each = rates_NE, jnp.moveaxis(b_BLN, -1, 0), c_BLN[:, -1].T
+        total_BLE, _ = jax.lax.scan(add, jnp.zeros_like(dt_BLE), each)
+        return total_BLE * dt_BLE
 
     @staticmethod
     def init_state(

@@ -29,11 +29,12 @@ class Mamba2(RecurrentMixer):
         S_t = exp(dt_t A) S_{t-1} + dt_t b_t x_t^T          A = -exp(A_log), one number a head
         y_t = S_t^T c_t + D x_t                    out = norm(y silu(u W_z)) W_out
 
-    H P = expand D; heads share b and c in groups. Option `least_step` bounds dt from below.
+    H P = expand D; heads share b and c in groups. Option `least_step` bounds dt from below;
+    `clocked` has it multiplied by a parameter of each head, 1 at first (`lcm.models.distance`).
     Initial values are as published, which in `transformers` A is not.
     """
 
-    OPTIONS: ClassVar[dict[str, Any]] = {"least_step": 0.0}
+    OPTIONS: ClassVar[dict[str, Any]] = {"least_step": 0.0, "clocked": False}
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {"least_step": (0.0, 1e3)}
     EXTENDS = interventions.ALL
     PACED = True  # times between tokens may scale dt, as in IC-Mamba (arXiv:2502.04655)
@@ -52,6 +53,8 @@ class Mamba2(RecurrentMixer):
         A = jax.random.uniform(rngs.params(), (spec.heads,), minval=1, maxval=16)
         self.A_log = nnx.Param(jnp.log(A))
         self.dt_bias = step_biases(rngs, spec.heads)
+        if spec.option("clocked"):
+            self.clock = nnx.Param(jnp.ones(spec.heads))
         self.D = nnx.Param(jnp.ones(spec.heads))
         self.norm = GatedNorm(inner, spec.norm_eps, spec.groups)
         self.out = matrix(rngs, inner, spec.width, depth=spec.depth)
@@ -59,19 +62,9 @@ class Mamba2(RecurrentMixer):
     def __call__(
         self, u_BLD: Hidden, context: Context, state: RecurrentState | None, shared: dict
     ) -> tuple[Hidden, RecurrentState | None]:
-        spec, (batch, length) = self.spec, u_BLD.shape[:2]
-        before, reset_BL, there_BL = entered(state, self.init_state(spec, batch), context)
-        mixed = []
-        for name, tail in zip(("x", "bc"), before.tails, strict=True):
-            taps, bias = getattr(self, f"conv_{name}"), getattr(self, f"conv_{name}_bias")
-            own = dense(u_BLD, getattr(self, name)[...])
-            mixed.append(short_conv(own, taps[:, 0], bias[...], tail, reset_BL, there_BL))
-        (x, x_tail), (bc, bc_tail) = mixed
-        x_BLHP = jax.nn.silu(x).reshape(batch, length, spec.heads, spec.head_size)
-        bc = jax.nn.silu(bc).reshape(batch, length, 2 * spec.groups, spec.state)
-        b_BLGN, c_BLGN = jnp.split(bc, 2, axis=2)
-
-        dt_BLH = jnp.where(there_BL[..., None], self._steps(u_BLD), 0)  # padding passes no time
+        spec = self.spec
+        before, reset_BL, there_BL = entered(state, self.init_state(spec, len(u_BLD)), context)
+        x_BLHP, b_BLGN, c_BLGN, dt_BLH, tails = self._read(u_BLD, before, reset_BL, there_BL)
         y_BLHP, S_BHNP = interventions.matrix(
             spec.extension,
             context,
@@ -87,13 +80,42 @@ class Mamba2(RecurrentMixer):
         y_BLHP += self.D[...].astype(x_BLHP.dtype)[:, None] * x_BLHP
         gate_BLE = dense(u_BLD, self.z[...])
         out_BLD = dense(self.norm(y_BLHP.reshape(gate_BLE.shape), gate_BLE), self.out[...])
-        after = RecurrentState(S_BHNP, (x_tail, bc_tail), before.segment_B)
+        after = RecurrentState(S_BHNP, tails, before.segment_B)
         return out_BLD, None if state is None else after
+
+    def _read(
+        self, u_BLD: Hidden, before: RecurrentState, reset_BL: Array, there_BL: Array
+    ) -> tuple[Array, Array, Array, Array, tuple[Array, ...]]:
+        """x, b, c and dt of tokens, and the tails of the convolutions behind them."""
+        spec, (batch, length) = self.spec, u_BLD.shape[:2]
+        mixed = []
+        for name, tail in zip(("x", "bc"), before.tails, strict=True):
+            taps, bias = getattr(self, f"conv_{name}"), getattr(self, f"conv_{name}_bias")
+            own = dense(u_BLD, getattr(self, name)[...])
+            mixed.append(short_conv(own, taps[:, 0], bias[...], tail, reset_BL, there_BL))
+        (x, x_tail), (bc, bc_tail) = mixed
+        x_BLHP = jax.nn.silu(x).reshape(batch, length, spec.heads, spec.head_size)
+        bc = jax.nn.silu(bc).reshape(batch, length, 2 * spec.groups, spec.state)
+        b_BLGN, c_BLGN = jnp.split(bc, 2, axis=2)
+        dt_BLH = jnp.where(there_BL[..., None], self._steps(u_BLD), 0)  # padding passes no time
+        return x_BLHP, b_BLGN, c_BLGN, dt_BLH, (x_tail, bc_tail)
 
     def _steps(self, u_BLD: Hidden) -> Array:
         dt_BLH = dense(u_BLD, self.dt[...]).astype(jnp.float32) + self.dt_bias[...]
         least = self.spec.option("least_step")
-        return jnp.maximum(jax.nn.softplus(dt_BLH), least) if least else jax.nn.softplus(dt_BLH)
+        dt_BLH = jnp.maximum(jax.nn.softplus(dt_BLH), least) if least else jax.nn.softplus(dt_BLH)
+        return self.clock[...] * dt_BLH if self.spec.option("clocked") else dt_BLH
+
+    def hidden_attention(self, u_BLD: Hidden, context: Context) -> Array:
+        """By what the last token's output, without that of D, has each token's x as a factor,
+        float32 `[B, L, H]`; of rows that are one document, without an extension."""
+        before, reset_BL, there_BL = entered(None, self.init_state(self.spec, len(u_BLD)), context)
+        _, b_BLGN, c_BLGN, dt_BLH, _ = self._read(u_BLD, before, reset_BL, there_BL)
+        log_BLH = -jnp.exp(self.A_log[...]) * dt_BLH
+        left_BLH = jnp.exp(log_BLH.sum(1, keepdims=True) - jnp.cumsum(log_BLH, 1))
+        alike_BLG = jnp.einsum("bgn,blgn->blg", c_BLGN[:, -1], b_BLGN)
+        each = self.spec.heads // self.spec.groups
+        return jnp.repeat(alike_BLG, each, axis=2) * left_BLH * dt_BLH
 
     def importance(self, u_BLD: Hidden, context: Context) -> Array:
         """The norm of a token's steps, by which DeciMamba ranks, `[B, L]`."""

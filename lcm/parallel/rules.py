@@ -51,7 +51,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/\w+/mixer/(conv_x|conv|recurrence|input|x|y)_bias$", _CHANNELS),
     (r"layers/\w+/mixer/a_param$", _CHANNELS),
     (
-        r"layers/\w+/mixer/(conv_bc|conv_bc_bias|(dt|i|f|decay|rate|value)_bias|A_log|D)$",
+        r"layers/\w+/mixer/(conv_bc|conv_bc_bias|(dt|i|f|decay|rate|value)_bias|A_log|D|clock)$",
         PartitionSpec(),
     ),
     (r"opt_state/.+/ns_coeffs$", PartitionSpec()),  # of Muon

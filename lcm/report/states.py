@@ -1,6 +1,7 @@
 """The section on recurrent states: what predictions rest on, and how states grow."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from lcm.report import plots, states_plots
@@ -9,6 +10,8 @@ from lcm.report.sections import Picture, Section
 from lcm.report.tables import MISSING, Table, number
 
 Results = Mapping[str, dict[str, Any]]  # what `lcm analyse` wrote, by name
+
+PARTS = {"distances": "mean distances", "norms": "norms of states"}
 
 
 def states(runs: Sequence[Run]) -> list[Section]:
@@ -25,7 +28,7 @@ def states(runs: Sequence[Run]) -> list[Section]:
 
 def state_tables(runs: Sequence[Run]) -> list[Table]:
     results = by_name(runs, "states")
-    makers = (remembrance_table, norms_table, left_out_table)
+    makers = (remembrance_table, distances_table, norms_table, left_out_table)
     return [table for make in makers if (table := make(results))] if results else []
 
 
@@ -43,6 +46,25 @@ def remembrance_table(results: Results) -> Table:
     return Table("Effective remembrance (total variation)", header, rows)
 
 
+def distances_table(results: Results) -> Table | None:
+    """Mean distances over all heads and of the one that reads furthest, in tokens."""
+    rows = []
+    for name, result in results.items():
+        for entry in [] if "left_out" in result["distances"] else result["distances"]:
+            heads = {
+                f"{layer['layer'] + 1}.{n + 1}": distance
+                for layer in entry["layers"]
+                for n, distance in enumerate(layer["by_head"])
+                if distance is not None
+            }
+            if heads:
+                most = max(heads, key=heads.__getitem__)
+                figures = [number(fmean(heads.values()), 1), number(heads[most], 1)]
+                rows.append([name, f"{entry['length']:,}", *figures, most])
+    header = ["run", "length", "mean of heads", "furthest", "which (layer.head)"]
+    return Table("Mean distance of hidden attention in tokens", header, rows) if rows else None
+
+
 def norms_table(results: Results) -> Table | None:
     """The array of states that grows most from the trained length on."""
     rows = []
@@ -58,9 +80,10 @@ def norms_table(results: Results) -> Table | None:
 def left_out_table(results: Results) -> Table | None:
     """What models do not have, and why."""
     rows = [
-        [name, "norms of states", result["norms"]["left_out"]]
+        [name, text, result[key]["left_out"]]
         for name, result in results.items()
-        if "left_out" in result["norms"]
+        for key, text in PARTS.items()
+        if "left_out" in result[key]
     ]
     return Table("Left out", ["run", "what", "why"], rows, prose=True) if rows else None
 
@@ -116,6 +139,10 @@ _TEXT = [
     " and without the first tokens of a text (arXiv:2507.02782, section 3.2): near 0 where what is"
     " left out does not matter. A model that was trained on short texts and fails on long ones is"
     " often moved by what is long past: high values where the trained length and more is left.",
+    "The mean distance (MMD, arXiv:2406.14528) is how far back the last token's output comes from,"
+    " by the attention that steps and decays make. Where it grows no more behind the trained length, a"
+    " head does not read further than it learned to; lcm.models.distance slows the clocks of those"
+    " that read furthest.",
     "Norms of states that go on growing behind the trained length reach values that the model never"
     " learned to read (arXiv:2410.07145). Training that begins rows with other states than empty"
     " ones (train.initial_state), or model.extension, is what helps.",

@@ -35,6 +35,7 @@ def test_a_hybrid_by_the_command_line_and_read_back(hybrid, capsys):
     positions, lines = found["norms"]["positions"], found["norms"]["layers"]
     assert positions == list(range(1, 41))
     assert [(line["layer"], line["array"]) for line in lines] == [(1, "im"), (1, "re")]
+    assert "layers of attention, s5 have no hidden" in found["distances"]["left_out"]
 
     model = evaluation.load(hybrid)
     documents = evaluation.heldout(model.cfg, model.tokenizer)
@@ -45,6 +46,15 @@ def test_a_hybrid_by_the_command_line_and_read_back(hybrid, capsys):
         assert line["mean"][LENGTH - 1] == pytest.approx(float(want_1BH.mean()), abs=1e-5)
         largest = float(want_1BH[0].mean(0).max())
         assert line["largest"][LENGTH - 1] == pytest.approx(largest, abs=1e-5)
+
+
+def test_distances_are_of_both_lengths(hybrid, monkeypatch):
+    """Of layers by their place, as `lcm.models.distance` gives them."""
+    given = {1: np.array([2.0, np.nan]), 3: np.array([0.5, 1.25])}
+    monkeypatch.setattr(states, "mean_distances", lambda spec, params, tokens_BL: given)
+    found = evaluation.analyse_model(evaluation.load(hybrid), 32)["distances"]
+    layers = [{"layer": 1, "by_head": [2.0, None]}, {"layer": 3, "by_head": [0.5, 1.25]}]
+    assert found == [{"length": length, "layers": layers} for length in (LENGTH, 32)]
 
 
 def test_layers_without_a_state_leave_norms_out(tmp_path):

@@ -25,6 +25,10 @@ def analysis(*, growth=2.0, arrays=("",), overrides=()):
             {"length": 64, "starts": starts[:8], "distance": [n / 64 for n in starts[:8]]},
             {"length": 256, "starts": starts, "distance": [n / 256 for n in starts]},
         ],
+        "distances": [
+            {"length": n, "layers": [{"layer": 1, "by_head": [n / 4, n / 2, None]}]}
+            for n in (64, 256)
+        ],
         "norms": {
             "positions": positions,
             "layers": [
@@ -42,7 +46,7 @@ def workdirs(tmp_path_factory):
     found = {
         "mamba2": [analysis(), analysis(growth=1.25, overrides=["model.extension=step=0.5"])],
         "s5": [analysis(arrays=("im", "re"))],
-        "conv": [analysis() | {"norms": {"left_out": "It keeps none"}}],
+        "conv": [analysis() | {part: {"left_out": "It has none"} for part in states.PARTS}],
     }
     for name, results in found.items():
         workdir = make(folder / name, steps=10, evaluated=False)
@@ -52,15 +56,16 @@ def workdirs(tmp_path_factory):
 
 
 def test_tables(workdirs):
-    remembrance, norms, left = states.state_tables(runs.read_all(workdirs))
+    remembrance, distances, norms, left = states.state_tables(runs.read_all(workdirs))
     assert ["mamba2", "64", "0.500", "–"] in remembrance.rows
     assert ["mamba2", "256", "0.500", "0.750"] in remembrance.rows
+    assert ["s5", "256", "96.0", "128.0", "2.2"] in distances.rows
     assert norms.rows == [
         ["mamba2", "layer 2", "1.000", "2.000", "2.00"],
         ["mamba2, model.extension=step=0.5", "layer 2", "1.000", "1.250", "1.25"],
         ["s5", "layer 2, im", "1.000", "2.000", "2.00"],
     ]
-    assert left.rows == [["conv", "norms of states", "It keeps none"]]
+    assert left.rows == [["conv", text, "It has none"] for text in states.PARTS.values()]
 
 
 def test_lines_are_the_figures_with_the_trained_length(workdirs):
