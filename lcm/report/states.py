@@ -140,9 +140,9 @@ _TEXT = [
     " left out does not matter. A model that was trained on short texts and fails on long ones is"
     " often moved by what is long past: high values where the trained length and more is left.",
     "The mean distance (MMD, arXiv:2406.14528) is how far back the last token's output comes from,"
-    " by the attention that steps and decays make. Where it grows no more behind the trained length, a"
-    " head does not read further than it learned to; lcm.models.distance slows the clocks of those"
-    " that read furthest.",
+    " by the attention that steps and decays make. Where it grows no more behind the trained"
+    " length, a head does not read further than it learned to; lcm.models.distance slows the clocks"
+    " of those that read furthest.",
     "Norms of states that go on growing behind the trained length reach values that the model never"
     " learned to read (arXiv:2410.07145). Training that begins rows with other states than empty"
     " ones (train.initial_state), or model.extension, is what helps.",
