@@ -22,7 +22,7 @@ from lcm import config, models, report
 from lcm.data.streams import OverwriteRecall
 from lcm.evaluation import recall
 from lcm.evaluation.remembrance import state_norms
-from lcm.models import decimation
+from lcm.models import decimation, distance
 from lcm.models.decimation import Decimation
 from lcm.nn import MIXERS
 from lcm.report.tables import MISSING, Table, captioned, number
@@ -96,6 +96,8 @@ UNTRAINED: dict[str, str | float] = {
     "norms held": 1.0,
 }
 DECIMATED = "decimated to T"  # before the second layer
+# Clocks of the quarter of the heads that read furthest.
+FURTHEST: dict[str, float] = {"step 1/2, furthest": 0.5, "step 1/8, furthest": 0.125}
 
 
 # Those that have a convolution, or a shift of tokens, and those that have not.
@@ -183,6 +185,22 @@ def scored(sizes: Scale, study: Study, params: Any, how: str | float) -> dict[st
     return found
 
 
+def slowed(sizes: Scale, study: Study, params: Any, step: float) -> dict[str, list[float]]:
+    """Accuracy with slower clocks in the heads that read furthest, as UPI has it, by the mean
+    distances of hidden attention in other streams of four lengths."""
+    cfg, task = (
+        config_of(sizes, study, sizes.steps, "model.options=clocked=True"),
+        OverwriteRecall(sizes.keys, study.window),
+    )
+    spec, longest = models.spec(cfg), sizes.length * sizes.times
+    params = models.adopt(cfg, params, jax.random.key(0))
+    others = task.rows((STREAMS, 1), sizes.streams, min(4 * sizes.length, longest))
+    far = distance.mean_distances(spec, params, others)
+    batch = task.batch(task.rows((STREAMS,), sizes.streams, longest))
+    pairs = recall.answered(cfg, distance.slowed(spec, params, far, step, 0.25), batch)
+    return {"accuracy": recall.by_band(*pairs, recall.bands(sizes.length, longest))}
+
+
 def decimated(sizes: Scale, study: Study, params: Any) -> dict[str, list[float]]:
     """Accuracy on the last half of T at the end of each band, which no token of is left out, with
     T others before it in the second layer (DeciMamba, arXiv:2406.14528)."""
@@ -214,7 +232,9 @@ def possible(study: Study) -> list[str]:
     has = MIXERS[study.mixer].EXTENDS
     asked = lambda how: {item.partition("=")[0] for item in how.split(",")}  # noqa: E731
     names = [name for name, how in UNTRAINED.items() if isinstance(how, float) or asked(how) <= has]
-    return [*names, DECIMATED] if hasattr(MIXERS[study.mixer], "importance") else names
+    mixer = MIXERS[study.mixer]
+    names += FURTHEST if hasattr(mixer, "hidden_attention") else []
+    return [*names, DECIMATED] if hasattr(mixer, "importance") else names
 
 
 def studied(sizes: Scale, study: Study, todo: Sequence[str], workdir: pathlib.Path) -> Found:
@@ -234,6 +254,8 @@ def studied(sizes: Scale, study: Study, todo: Sequence[str], workdir: pathlib.Pa
             params = one_seed(stacked, seed)
             if name == DECIMATED:
                 found[name].append(decimated(sizes, study, params))
+            elif name in FURTHEST:
+                found[name].append(slowed(sizes, study, params, FURTHEST[name]))
             else:
                 found[name].append(scored(sizes, study, params, UNTRAINED.get(name, "")))
         write_text(file, json.dumps(found, indent=1) + "\n")
@@ -291,7 +313,7 @@ def tables(sizes: Scale, results: dict[str, Found]) -> list[Table]:
         for studies in (sizes.studies, sizes.bare)
     )
     more, at = ["from nothing", *KINDS], names[-1]
-    untrained = ["from nothing", *UNTRAINED, DECIMATED]
+    untrained = ["from nothing", *UNTRAINED, *FURTHEST, DECIMATED]
     return [
         Table(
             "From empty states: accuracy by how far into a stream it is asked",
