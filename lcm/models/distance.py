@@ -20,6 +20,7 @@ from lcm.errors import ConfigError
 from lcm.models import decoder, default_context
 from lcm.models.spec import ModelSpec
 from lcm.nn import MIXERS
+from lcm.nn.interventions import Extension
 from lcm.types import Array, Tokens
 
 
@@ -30,7 +31,8 @@ def mean_distances(
     hidden attention, by its place in the model from 0. Rows are whole, of one document each.
 
     Raises:
-        ConfigError: for a model without such a layer.
+        ConfigError: for a model without such a layer, or with an extension of one, which hidden
+            attention does not follow.
     """
     _check(spec)
     context = default_context(tokens_BL.shape)
@@ -97,7 +99,12 @@ def _reads(spec: ModelSpec, kind: int) -> bool:
 
 
 def _check(spec: ModelSpec) -> None:
-    if not any(_reads(spec, kind) for kind in range(len(spec.layers))):
+    reading = [layer for kind, layer in enumerate(spec.layers) if _reads(spec, kind)]
+    if any(layer.extension != Extension() for layer in reading):
+        raise ConfigError(
+            "distances are those of layers as they were trained: leave model.extension out"
+        )
+    if not reading:
         can = [name for name, each in MIXERS.items() if hasattr(each, "hidden_attention")]
         names = ", ".join(sorted({layer.mixer for layer in spec.layers}))
         raise ConfigError(

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from lcm.report import plots, states_plots
 from lcm.report.runs import Run, by_name
 from lcm.report.sections import Picture, Section
@@ -71,7 +73,7 @@ def norms_table(results: Results) -> Table | None:
     for name, result in results.items():
         if grown := _growth(result):
             growth, line, at = max(grown, key=lambda each: each[0])
-            ends = [number(line["mean"][n]) for n in (at, -1)]
+            ends = [number(states_plots.values(line["mean"])[n]) for n in (at, -1)]
             rows.append([name, states_plots.named(line), *ends, number(growth, 2)])
     header = ["run", "what grows most", "norm at the trained length", "at the longer", "growth"]
     return Table("Norms of states, means over heads and rows", header, rows) if rows else None
@@ -96,13 +98,17 @@ def _half(entry: dict[str, Any]) -> float:
 
 def _growth(result: dict[str, Any]) -> list[tuple[float, dict[str, Any], int]]:
     """How many times as large each array's mean norm is at the end as at the trained length, with
-    the array and where that length is; nothing where norms were left out."""
+    the array and where that length is; nothing where norms were left out or are no numbers."""
     norms, trained = result["norms"], result["settings"]["train_length"]
     if "left_out" in norms:
         return []
     at = max(n for n, position in enumerate(norms["positions"]) if position <= trained)
-    some = [line for line in norms["layers"] if line["mean"][at]]
-    return [(line["mean"][-1] / line["mean"][at], line, at) for line in some]
+    found = []
+    for line in norms["layers"]:
+        first, last = (states_plots.values(line["mean"])[n] for n in (at, -1))
+        if first > 0 and not np.isnan(last):
+            found.append((last / first, line, at))
+    return found
 
 
 def _remembrance_picture(results: Results) -> Picture:

@@ -1,6 +1,6 @@
 """Figures of recurrent states: effective remembrance, and norms by position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ def remembrance(results: Mapping[str, dict[str, Any]]) -> "Figure":
         entry = result["remembrance"][-1]
         ax.plot(
             entry["starts"],
-            entry["distance"],
+            values(entry["distance"]),
             linewidth=2,
             label=plots.label(name),
             **plots.style(n),
@@ -66,7 +66,7 @@ def _norms(ax: "Axes", found: dict[str, Any]) -> None:
     for line in found["layers"]:
         ax.plot(
             found["positions"],
-            line["mean"],
+            values(line["mean"]),
             linewidth=1.8,
             color=shades[layers.index(line["layer"])],
             linestyle=plots.DASHES[arrays.index(line["array"]) % len(plots.DASHES)],
@@ -77,6 +77,11 @@ def _norms(ax: "Axes", found: dict[str, Any]) -> None:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(LogFormatter())
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+
+
+def values(found: Sequence[float | str | None]) -> np.ndarray:
+    """Figures as JSON has them: null is no number, "inf" an infinite one."""
+    return np.array(found, float)
 
 
 def named(line: dict[str, Any]) -> str:

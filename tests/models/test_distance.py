@@ -102,6 +102,8 @@ def test_what_has_no_distance_or_clock_is_refused(tiny):
     cfg, params, tokens = case(tiny, "mamba2")
     with pytest.raises(ConfigError, match=r"layers of gla have no hidden attention .*mamba1"):
         mean_distances(models.spec(tiny("model.pattern=gla")), {}, tokens)
+    with pytest.raises(ConfigError, match=r"leave model\.extension out"):
+        mean_distances(models.spec(case(tiny, "mamba2", "model.extension=step=0.5")[0]), {}, tokens)
     distances = {0: np.ones(2)}
     with pytest.raises(ConfigError, match="layer 0 is mamba2 without a clock"):
         slowed(models.spec(cfg), params, distances, 0.5, 0.5)

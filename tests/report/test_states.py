@@ -86,6 +86,19 @@ def test_lines_are_the_figures_with_the_trained_length(workdirs):
     assert one.get_linestyle() != other.get_linestyle()
 
 
+def test_states_that_overflow_are_shown_as_far_as_they_are_numbers(tmp_path):
+    """As JSON has them: "inf", and null for what is no number."""
+    result = analysis()
+    steady, grows = result["norms"]["layers"]
+    steady["mean"][-1], grows["mean"][-1] = None, "inf"
+    result["remembrance"][1]["distance"] = [None] * 32
+    save(result, tmp_path / "run" / "eval" / "states-step-10.json")
+    page.write([tmp_path / "run"], tmp_path / "report.html")
+    tables = {t.caption[:5]: t.rows for t in states.state_tables(runs.read_all([tmp_path / "run"]))}
+    assert tables["Norms"] == [["run", "layer 2", "1.000", "inf", "inf"]]
+    assert tables["Effec"][1] == ["run", "256", "–", "–"]
+
+
 def test_the_page_has_the_section_and_a_run_without_it_has_not(workdirs, tmp_path):
     text = page.write(workdirs, tmp_path / "report.html").read_text()
     assert "<h2>Recurrent states</h2>" in text and "Norms of states" in text
