@@ -30,6 +30,7 @@ def test_distance_of_one_decay_is_known(decay):
     assert float(mean_distance(jnp.ones((1, 41, 1)))[0, 0]) == 20
 
 
+@pytest.mark.quick("mamba2")
 @pytest.mark.parametrize("mixer", MAMBAS)
 def test_hidden_attention_makes_the_output_of_the_recurrence(tiny, mixer, monkeypatch):
     cfg, params, _ = case(tiny, mixer)
@@ -75,6 +76,7 @@ def test_layers_that_read_are_told_by_their_place(tiny):
         np.testing.assert_allclose(distance_H, (LENGTH - 1) / 2, rtol=1e-5)
 
 
+@pytest.mark.quick("mamba2")
 @pytest.mark.parametrize("mixer", MAMBAS)
 def test_clocks_that_all_run_slower_are_the_extension(tiny, mixer):
     cfg, params, tokens = case(tiny, mixer)
