@@ -1,7 +1,7 @@
 """The section on attention: entropy by position, heads, receptive fields, temperatures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -103,12 +103,12 @@ def temperatures_table(results: Results) -> Table | None:
     return Table("Aligned temperatures", header, rows) if rows else None
 
 
-def left_out_table(results: Results) -> Table | None:
-    """What encodings do not have, and why."""
+def left_out_table(results: Results, parts: Mapping[str, str] = PARTS) -> Table | None:
+    """What encodings or models do not have, and why, of parts by what they are called."""
     rows = [
         [name, text, reason]
         for name, result in results.items()
-        for key, text in PARTS.items()
+        for key, text in parts.items()
         for reason in [_reason(_whole(result, key))]
         if reason
     ]

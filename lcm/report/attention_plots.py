@@ -19,33 +19,20 @@ NUMBERED = 64  # cells of a heat map with a figure in each, at the most
 
 def entropy_by_position(results: Results) -> "Figure":
     """Mean entropy of each layer at each position of the longer rows, below ln(i + 1)."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    rows, columns = plots.grid(len(results))
-    figure, axes = plots.panels(rows, columns, height=0.6 + 3.0 * rows)
-    for n, (name, result) in enumerate(results.items()):
-        ax, trained = axes[n], result["settings"]["train_length"]
-        _entropy(ax, result["statistics"][-1]["entropy"], trained)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_title(plots.label(name), loc="left", fontsize=10, pad=18)
-        if n % columns == 0:
-            ax.set_ylabel("entropy of attention (nats)")
-        if n + columns >= len(results):
-            ax.set_xlabel("position (the first is 1; log scale)")
-    plots.hide(axes[len(results) :])
-    deepest = max(range(len(results)), key=lambda n: len(axes[n].lines))
-    plots.legend(figure, axes[deepest])
-    return figure
+    return plots.of_each(
+        results, _entropy, "position (the first is 1; log scale)", "entropy of attention (nats)"
+    )
 
 
-def _entropy(ax: "Axes", layers: Sequence[Sequence[float]], trained: int) -> None:
+def _entropy(ax: "Axes", result: dict[str, Any]) -> None:
     """A line for each layer, dark at the bottom of the model, means in bins of position."""
     from matplotlib import colormaps
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    values = np.array(layers)
+    values, trained = (
+        np.array(result["statistics"][-1]["entropy"]),
+        result["settings"]["train_length"],
+    )
     edges = geometric_edges(values.shape[1], GROWTH, through=(trained,))
     counts = np.diff(edges)
     centre = np.sqrt((edges[:-1] + 1) * edges[1:])  # of positions counted from 1
@@ -58,6 +45,10 @@ def _entropy(ax: "Axes", layers: Sequence[Sequence[float]], trained: int) -> Non
     for n, (line, colour) in enumerate(zip(binned, colours, strict=True)):
         ax.plot(centre, line, color=colour, linewidth=1.8, label=f"layer {n + 1}")
     plots.mark_length(ax, trained, f"trained on {trained:,}")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def head_scores(results: Results) -> "Figure":

@@ -5,7 +5,7 @@ and markers repeat what colours say. Legends stand above the axes, never on the 
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,25 @@ def hide(axes: "Sequence[Axes]") -> None:
     """Takes panels that hold nothing out of sight."""
     for ax in axes:
         ax.set_visible(False)
+
+
+def of_each(
+    results: Mapping[str, Any], draw: "Callable[[Axes, Any], None]", xlabel: str, ylabel: str
+) -> "Figure":
+    """A panel for each result by name, with one legend for all, that of the panel of most lines."""
+    rows, columns = grid(len(results))
+    figure, axes = panels(rows, columns, height=0.6 + 3.0 * rows)
+    for n, (name, result) in enumerate(results.items()):
+        draw(axes[n], result)
+        axes[n].set_title(label(name), loc="left", fontsize=10, pad=18)
+        if n % columns == 0:
+            axes[n].set_ylabel(ylabel)
+        if n + columns >= len(results):
+            axes[n].set_xlabel(xlabel)
+    hide(axes[len(results) :])
+    deepest = max(range(len(results)), key=lambda n: len(axes[n].lines))
+    legend(figure, axes[deepest])
+    return figure
 
 
 def legend(figure: "Figure", ax: "Axes") -> None:

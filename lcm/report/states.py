@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lcm.report import plots, states_plots
+from lcm.report.attention import left_out_table
 from lcm.report.runs import Run, by_name
 from lcm.report.sections import Picture, Section
 from lcm.report.tables import MISSING, Table, number
@@ -30,8 +31,10 @@ def states(runs: Sequence[Run]) -> list[Section]:
 
 def state_tables(runs: Sequence[Run]) -> list[Table]:
     results = by_name(runs, "states")
-    makers = (remembrance_table, distances_table, norms_table, left_out_table)
-    return [table for make in makers if (table := make(results))] if results else []
+    if not results:
+        return []
+    tables = [make(results) for make in (remembrance_table, distances_table, norms_table)]
+    return [table for table in (*tables, left_out_table(results, PARTS)) if table]
 
 
 def remembrance_table(results: Results) -> Table:
@@ -77,17 +80,6 @@ def norms_table(results: Results) -> Table | None:
             rows.append([name, states_plots.named(line), *ends, number(growth, 2)])
     header = ["run", "what grows most", "norm at the trained length", "at the longer", "growth"]
     return Table("Norms of states, means over heads and rows", header, rows) if rows else None
-
-
-def left_out_table(results: Results) -> Table | None:
-    """What models do not have, and why."""
-    rows = [
-        [name, text, result[key]["left_out"]]
-        for name, result in results.items()
-        for key, text in PARTS.items()
-        if "left_out" in result[key]
-    ]
-    return Table("Left out", ["run", "what", "why"], rows, prose=True) if rows else None
 
 
 def _half(entry: dict[str, Any]) -> float:

@@ -38,28 +38,15 @@ def remembrance(results: Mapping[str, dict[str, Any]]) -> "Figure":
 
 def norms(results: Mapping[str, dict[str, Any]]) -> "Figure":
     """Mean norms of each layer's arrays by position, a panel for each run."""
-    rows, columns = plots.grid(len(results))
-    figure, axes = plots.panels(rows, columns, height=0.6 + 3.0 * rows)
-    for n, (name, result) in enumerate(results.items()):
-        ax = axes[n]
-        _norms(ax, result["norms"])
-        plots.mark_length(ax, result["settings"]["train_length"], "trained")
-        ax.set_title(plots.label(name), loc="left", fontsize=10, pad=18)
-        if n % columns == 0:
-            ax.set_ylabel("norm of states")
-        if n + columns >= len(results):
-            ax.set_xlabel("tokens read (log scale)")
-    plots.hide(axes[len(results) :])
-    deepest = max(range(len(results)), key=lambda n: len(axes[n].lines))
-    plots.legend(figure, axes[deepest])
-    return figure
+    return plots.of_each(results, _norms, "tokens read (log scale)", "norm of states")
 
 
-def _norms(ax: "Axes", found: dict[str, Any]) -> None:
+def _norms(ax: "Axes", result: dict[str, Any]) -> None:
     """A line for each array: colours are layers, dark at the bottom of the model; dashes arrays."""
     from matplotlib import colormaps
     from matplotlib.ticker import LogFormatter
 
+    found = result["norms"]
     layers = sorted({line["layer"] for line in found["layers"]})
     arrays = sorted({line["array"] for line in found["layers"]})
     shades = colormaps["viridis"](np.linspace(0, 0.88, len(layers)))
@@ -72,6 +59,7 @@ def _norms(ax: "Axes", found: dict[str, Any]) -> None:
             linestyle=plots.DASHES[arrays.index(line["array"]) % len(plots.DASHES)],
             label=named(line),
         )
+    plots.mark_length(ax, result["settings"]["train_length"], "trained")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set_yscale("log")
