@@ -17,6 +17,10 @@ KIND = "loss by length"
 ATTENTION = "attention"  # the kind of what `lcm analyse` writes of models of attention alone
 STATES = "states"  # and of those with recurrent layers
 PASSKEY = "passkey"  # and of what `lcm evaluate --passkey` does
+PARTS = {  # that the results of `lcm analyse` have
+    ATTENTION: ("settings", "statistics", "positional_heads", "aligned_temperature"),
+    STATES: ("settings", "remembrance", "distances", "norms"),
+}
 
 
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -68,6 +72,8 @@ def load_analysis(path: str | os.PathLike[str], kind: str = ATTENTION) -> dict[s
     result = load(path, kind)
     try:
         int(result["about"]["step"])
+        for part in PARTS[kind]:
+            result[part]
         field = result["receptive_field"]["theoretical"] if kind == ATTENTION else {}
         if "by_head" in field:
             field["by_head"] = [[float(w) for w in layer] for layer in field["by_head"]]

@@ -99,6 +99,15 @@ def test_states_that_overflow_are_shown_as_far_as_they_are_numbers(tmp_path):
     assert tables["Effec"][1] == ["run", "256", "–", "–"]
 
 
+def test_a_file_without_a_part_is_a_note(tmp_path):
+    workdir = make(tmp_path / "run", steps=3, evaluated=False)
+    less = {name: part for name, part in analysis().items() if name != "distances"}
+    save(less, workdir / "eval" / "states-step-3.json")
+    (run,) = runs.read_all([workdir])
+    assert run.analyses["states"] == []
+    assert any("is damaged ('distances')" in note for note in run.notes)
+
+
 def test_the_page_has_the_section_and_a_run_without_it_has_not(workdirs, tmp_path):
     text = page.write(workdirs, tmp_path / "report.html").read_text()
     assert "<h2>Recurrent states</h2>" in text and "Norms of states" in text
