@@ -80,20 +80,16 @@ def read(
     shared = decoder.prepared(spec, params.get("positions", {}))
     x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
     kept_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
-    for n in range(spec.depth):
-        kind, at = n % len(spec.layers), n // len(spec.layers)
-        run = decoder.block(spec.layers[kind]).apply
-        own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
-        encoding = shared.get(decoder.own_encoding(spec, kind), {})
+    for n, _, run, encoding in decoder.in_turn(spec, params, shared):
         count = how.count(length, how.layers.index(n)) if n in how.layers else length
         if count >= x_BLD.shape[1]:
-            x_BLD, _ = run(own, x_BLD, context, None, encoding)
+            x_BLD, _ = run(x_BLD, context, None, encoding)
             continue
-        score_BL = run(own, x_BLD, context, method="importance")
+        score_BL = run(x_BLD, context, method="importance")
         place_BK = _largest(score_BL, count, how.response)
         # The convolution has seen all tokens, the recurrence sees those that are kept.
         paced = context._replace(pace_BL=_there(x_BLD, place_BK))
-        x_BLD, _ = run(own, x_BLD, paced, None, encoding)
+        x_BLD, _ = run(x_BLD, paced, None, encoding)
         take = lambda leaf, place=place_BK: jnp.take_along_axis(leaf, place, 1)  # noqa: E731
         x_BLD = jnp.take_along_axis(x_BLD, place_BK[..., None], 1)
         context, kept_BL = jax.tree.map(take, (context, kept_BL))

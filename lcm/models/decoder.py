@@ -1,7 +1,7 @@
 """The decoder-only language model: `init` and `apply`, layers stacked and scanned."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -346,6 +346,18 @@ def prepared(spec: ModelSpec, shared: Params) -> Params:
     """Shared parameters of encodings with what they derive from them, once for all layers."""
     encodings = _encodings(spec)
     return {name: encodings[name].prepare(own) for name, own in shared.items() if name in encodings}
+
+
+def in_turn(
+    spec: ModelSpec, params: Params, shared: Params
+) -> Iterator[tuple[int, nn.LayerSpec, Callable[..., Any], Params]]:
+    """Each layer's place in the model, what it is, its block with its own parameters, and what
+    `prepared` has of its encoding: for what is looked at or done between layers."""
+    for n in range(spec.depth):
+        kind, at = n % len(spec.layers), n // len(spec.layers)
+        own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
+        run = functools.partial(block(spec.layers[kind]).apply, own)
+        yield n, spec.layers[kind], run, shared.get(own_encoding(spec, kind), {})
 
 
 def adopt(spec: ModelSpec, params: Params, key: jax.Array) -> Params:

@@ -12,14 +12,13 @@ clock is multiplied by is a parameter, so that it may also be learned by itself
 (`train.only=clock`), as in MambaExtend.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lcm.errors import ConfigError
 from lcm.models import decoder, default_context
 from lcm.models.spec import ModelSpec
-from lcm.nn import MIXERS
+from lcm.nn import MIXERS, LayerSpec
 from lcm.nn.interventions import Extension
 from lcm.types import Array, Tokens
 
@@ -39,14 +38,11 @@ def mean_distances(
     shared = decoder.prepared(spec, params.get("positions", {}))
     x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
     found = {}
-    for n in range(spec.depth):
-        kind, at = n % len(spec.layers), n // len(spec.layers)
-        run = decoder.block(spec.layers[kind]).apply
-        own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
-        if _reads(spec, kind):
-            weights_BLH = run(own, x_BLD, context, method="hidden_attention")
+    for n, layer, run, encoding in decoder.in_turn(spec, params, shared):
+        if _reads(layer):
+            weights_BLH = run(x_BLD, context, method="hidden_attention")
             found[n] = np.asarray(mean_distance(weights_BLH).mean(0))
-        x_BLD, _ = run(own, x_BLD, context, None, shared.get(decoder.own_encoding(spec, kind), {}))
+        x_BLD, _ = run(x_BLD, context, None, encoding)
     return found
 
 
@@ -94,12 +90,12 @@ def slowed(
     return {**params, "layers": layers}
 
 
-def _reads(spec: ModelSpec, kind: int) -> bool:
-    return hasattr(MIXERS[spec.layers[kind].mixer], "hidden_attention")
+def _reads(layer: LayerSpec) -> bool:
+    return hasattr(MIXERS[layer.mixer], "hidden_attention")
 
 
 def _check(spec: ModelSpec) -> None:
-    reading = [layer for kind, layer in enumerate(spec.layers) if _reads(spec, kind)]
+    reading = [layer for layer in spec.layers if _reads(layer)]
     if any(layer.extension != Extension() for layer in reading):
         raise ConfigError(
             "distances are those of layers as they were trained: leave model.extension out"

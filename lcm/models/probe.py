@@ -35,14 +35,9 @@ def probe(
     shared = decoder.prepared(spec, params.get("positions", {}))
     x_BLD = decoder.embedded(spec, params, tokens_BL, context, shared)
     found = []
-    for n in range(spec.depth):
-        kind, at = n % len(spec.layers), n // len(spec.layers)
-        layer = spec.layers[kind]
-        own = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][str(kind)])
-        block = decoder.block(layer)
-        of_kind = shared.get(decoder.own_encoding(spec, kind), {})
-        found.append(measure(block.apply(own, x_BLD, context, of_kind, method="parts"), context))
-        x_BLD, _ = block.apply(own, x_BLD, context, None, of_kind)
+    for _, _, run, encoding in decoder.in_turn(spec, params, shared):
+        found.append(measure(run(x_BLD, context, encoding, method="parts"), context))
+        x_BLD, _ = run(x_BLD, context, None, encoding)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
